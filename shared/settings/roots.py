@@ -1,0 +1,183 @@
+"""The settings tree. Units stand in the names; a default that was measured says so."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from shared.schema import Schema
+
+EMBEDDED = "embedded"
+# sockaddr_un.sun_path holds 108 bytes on Linux, NUL included.
+_UNIX_PATH_MAX = 107
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DatabaseSettings(Group):
+    url: SecretStr = Field(
+        SecretStr(EMBEDDED),
+        description="SQLAlchemy URL; `embedded` is SQLite under state_dir; mysql+pymysql://… in production",
+    )
+    pool_size: int = Field(8, ge=1, le=256)
+    connect_timeout_s: float = Field(2.0, gt=0)
+    statement_timeout_s: float = Field(10.0, gt=0, description="socket read and write time-out of one statement")
+
+
+class RedisSettings(Group):
+    url: SecretStr = Field(
+        SecretStr(EMBEDDED),
+        description="redis://, rediss:// or unix://; `embedded` is the server that `serve all` starts",
+    )
+    read_timeout_ms: int = Field(
+        20, ge=1, description="one round trip on the request path; a slow Redis becomes a miss"
+    )
+    write_timeout_ms: int = Field(250, ge=1)
+    max_connections: int = Field(64, ge=1)
+
+
+class BrokerSettings(Group):
+    url: SecretStr = Field(
+        SecretStr(EMBEDDED), description="Celery broker; `embedded` is the embedded Redis, database 1"
+    )
+
+
+class ArtifactsSettings(Group):
+    url: str = Field("", description="file:///… folder of models and indexes; empty: artifacts/ under state_dir")
+
+
+class AuthSettings(Group):
+    user_token_secret: SecretStr | None = Field(
+        None, description="HS256 key with which the back end signs user_token (claim `sub` = user_id)"
+    )
+    cors_origins: tuple[str, ...] = ()
+
+
+class HistorySettings(Group):
+    max_events: int = Field(2048, ge=16, le=65536, description="rows kept in Redis a user; 2,048 rows are 26.6 KB")
+    ttl_s: int = Field(30 * 86400, ge=60)
+
+
+class RecommenderSettings(Group):
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    features_url: str = Field(
+        "", description="where writing routes are forwarded, so that one URL serves everything; empty: not forwarded"
+    )
+    inference_targets: tuple[str, ...] = Field((), description="gRPC targets; empty: the Unix socket under state_dir")
+    deadline_ms: int = Field(68, ge=5, le=1000)
+    reserve_ms: float = Field(
+        6.0, ge=0, description="kept back for the answer itself: JSON, journal, socket, a busy scheduler"
+    )
+    candidates: int = Field(500, ge=1, le=5000, description="after the merge")
+    per_source: int = Field(200, ge=1, le=5000)
+    recent_behaviours: int = Field(12, ge=1, le=200, description="newest history items that item to item starts from")
+    popular_half_life_days: float = Field(30.0, gt=0)
+    fresh_days: float = Field(14.0, gt=0)
+    refresh_s: float = Field(1.0, gt=0, le=5, description="how often catalogue and active release are looked at")
+    journal_max_slates: int = Field(100_000, ge=100)
+    last_good_ttl_s: int = Field(3600, ge=10)
+    max_body_bytes: int = Field(256 * 1024, ge=1024)
+
+
+class FeaturesSettings(Group):
+    host: str = "127.0.0.1"
+    port: int = Field(8081, ge=0, le=65535)
+    commit_delay_ms: float = Field(2.0, ge=0, description="how long a group commit waits for company")
+    commit_max_events: int = Field(2000, ge=1)
+    queue_max_events: int = Field(20_000, ge=500, description="beyond it the answer is 503 with Retry-After")
+    future_tolerance_s: float = Field(300.0, ge=0, description="occurred_at further ahead is rejected")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    sweep_interval_s: float = Field(0.5, gt=0)
+    event_retention_days: int = Field(730, ge=1)
+    slate_retention_days: int = Field(90, ge=1)
+    history: HistorySettings = HistorySettings()
+
+
+class DynamicBatchingSettings(Group):
+    enabled: bool = True
+    max_batch_size: int = Field(128, ge=1, description="requests")
+    preferred_batch_size: tuple[int, ...] = (32, 64)
+    max_queue_delay_ms: float = Field(1.0, ge=0)
+    max_queue_size: int = Field(512, ge=1, description="requests; beyond it unscored at once")
+
+
+class InferenceSettings(Group):
+    host: str = "127.0.0.1"
+    port: int = Field(8082, ge=0, le=65535, description="REST")
+    grpc_port: int = Field(8083, ge=-1, le=65535, description="TCP door beside the Unix socket; -1: closed")
+    device: str = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    threads: int = Field(0, ge=0, description="torch intra-op threads; 0: all cores")
+    max_sequence_length: int = Field(2048, ge=8)
+    dynamic_batching: DynamicBatchingSettings = DynamicBatchingSettings()
+    refresh_s: float = Field(1.0, gt=0, le=5)
+
+
+class JobsSettings(Group):
+    concurrency: int = Field(1, ge=1)
+
+
+class LogSettings(Group):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Settings(Group):
+    """Everything a process is told. `home` is the folder of the configuration file; relative paths start there."""
+
+    home: Path = Path()
+    state_dir: Path = Field(Path("var"), description="all state that is not in a server of yours")
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    broker: BrokerSettings = BrokerSettings()
+    artifacts: ArtifactsSettings = ArtifactsSettings()
+    auth: AuthSettings = AuthSettings()
+    recommender: RecommenderSettings = RecommenderSettings()
+    features: FeaturesSettings = FeaturesSettings()
+    inference: InferenceSettings = InferenceSettings()
+    jobs: JobsSettings = JobsSettings()
+    log: LogSettings = LogSettings()
+    data: Schema = Field(default_factory=Schema, description="scenes, event_types, item_fields, user_fields")
+
+    @model_validator(mode="after")
+    def _reserve_fits(self) -> Self:
+        if self.recommender.reserve_ms >= self.recommender.deadline_ms:
+            raise ValueError("recommender.reserve_ms must be below recommender.deadline_ms")
+        return self
+
+    @property
+    def state(self) -> Path:
+        return (self.home / self.state_dir).resolve()
+
+    def database_url(self) -> str:
+        url = self.database.url.get_secret_value()
+        return f"sqlite:///{self.state / 'silkrec.db'}" if url == EMBEDDED else url
+
+    def redis_url(self) -> str:
+        url = self.redis.url.get_secret_value()
+        return f"unix://{self.socket_path('redis')}" if url == EMBEDDED else url
+
+    def artifacts_dir(self) -> Path:
+        url = self.artifacts.url
+        if not url:
+            return self.state / "artifacts"
+        return (self.home / url.removeprefix("file://")).resolve()
+
+    def inference_targets(self) -> tuple[str, ...]:
+        return self.recommender.inference_targets or (f"unix:{self.socket_path('inference')}",)
+
+    def socket_path(self, name: str) -> Path:
+        """`run/<name>.sock` under the state folder, or a private folder in /tmp when that is too long for a socket."""
+        path = self.state / "run" / f"{name}.sock"
+        if len(os.fsencode(path)) > _UNIX_PATH_MAX:
+            digest = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:16]
+            path = Path(tempfile.gettempdir()) / f"silkrec-{os.getuid()}-{digest}" / f"{name}.sock"
+        return path

@@ -1,0 +1,262 @@
+"""Every table. Portable between MySQL/MariaDB and SQLite; the migrations create exactly this.
+
+Times are BIGINT microseconds since 1970 UTC (`_us`), days are INT days since 1970 UTC, so that both databases compare and
+index them alike. Ids are ASCII and compared byte for byte (ascii_bin), which also keeps MySQL's index keys short.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.types import JSON, TypeEngine
+
+from shared.identity import ID_MAX_LENGTH, USER_KEY_MAX_LENGTH
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+
+def _ascii(length: int) -> TypeEngine[str]:
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+    )
+
+
+def _serial() -> TypeEngine[int]:
+    """SQLite numbers only a plain INTEGER primary key by itself."""
+    return BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+
+
+ID = _ascii(ID_MAX_LENGTH)
+USER_KEY = _ascii(USER_KEY_MAX_LENGTH)
+NAME = _ascii(64)
+LONG_JSON = JSON(none_as_null=True)
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_key", USER_KEY, primary_key=True),
+    Column("properties", LONG_JSON, nullable=False),
+    Column("segments", LONG_JSON, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    **_MYSQL,
+)
+"""Profiles that were PUT. A user known by events only has a row in `user_state` alone."""
+
+user_state = Table(
+    "user_state",
+    metadata,
+    Column("user_key", USER_KEY, primary_key=True),
+    Column("revision", BigInteger, nullable=False, comment="counts committed changes to the user's history"),
+    Column(
+        "dirty_since_us", BigInteger, comment="set by the commit that changed the history; cleared once Redis holds it"
+    ),
+    Column("deleted_at_us", BigInteger, comment="late events are refused until the user is PUT again"),
+    Column("merged_into", USER_KEY, comment="later events of this visitor belong to that user"),
+    Index(None, "dirty_since_us"),
+    **_MYSQL,
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("item_index", Integer, primary_key=True, autoincrement=True, comment="never reused"),
+    Column("item_id", ID, nullable=False, unique=True),
+    Column("known", Boolean, nullable=False, comment="false: only seen in events, no content was PUT yet"),
+    Column("item_type", String(64)),
+    Column("title", String(1024)),
+    Column("categories", LONG_JSON, nullable=False),
+    Column("is_hidden", Boolean, nullable=False),
+    Column("available_from_us", BigInteger),
+    Column("available_until_us", BigInteger),
+    Column("price", Double),
+    Column("currency", _ascii(3)),
+    Column(
+        "created_at_us",
+        BigInteger,
+        nullable=False,
+        comment="the item's own age as its owner states it; first sight otherwise",
+    ),
+    Column("properties", LONG_JSON, nullable=False),
+    Column("embeddings", LONG_JSON, nullable=False),
+    Column("revision", BigInteger, nullable=False, comment="value of counters.catalogue when last changed"),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("deleted_at_us", BigInteger),
+    Index(None, "revision"),
+    **_MYSQL,
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    **_MYSQL,
+)
+"""`catalogue`: raised by one inside each transaction that changes items, so readers can ask for what changed since."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_seq", _serial(), primary_key=True, autoincrement=True),
+    Column("event_id", ID, nullable=False),
+    Column("occurred_day", Integer, nullable=False, comment="days since 1970 UTC of occurred_at"),
+    Column("user_key", USER_KEY, nullable=False),
+    Column("item_index", Integer),
+    Column("action", SmallInteger, nullable=False),
+    Column("event_value", Double),
+    Column("occurred_at_us", BigInteger, nullable=False),
+    Column("received_at_us", BigInteger, nullable=False),
+    Column("session_id", ID),
+    Column("recommendation_id", ID),
+    Column("position", Integer),
+    Column("impression", LONG_JSON, comment="item ids that were seen"),
+    Column("properties", LONG_JSON),
+    UniqueConstraint("event_id", "occurred_day"),
+    Index(None, "user_key", "occurred_at_us", "event_seq"),
+    Index(None, "occurred_day"),
+    **_MYSQL,
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("user_key", USER_KEY),
+    Column("item_index", Integer),
+    Column("feedback_type", NAME),
+    Column("value", Double),
+    Column("event_id", ID, nullable=False, comment="the event that stands for it in the history"),
+    Column("updated_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("user_key", "item_index", "feedback_type"),
+    **_MYSQL,
+)
+
+item_daily = Table(
+    "item_daily",
+    metadata,
+    Column("occurred_day", Integer),
+    Column("item_index", Integer),
+    Column("action", SmallInteger),
+    Column("events", BigInteger, nullable=False),
+    PrimaryKeyConstraint("occurred_day", "item_index", "action"),
+    **_MYSQL,
+)
+"""Events a day, item and action; kept in the same transaction as the events, so that popularity needs no scan."""
+
+recommendations = Table(
+    "recommendations",
+    metadata,
+    Column("recommendation_id", NAME, primary_key=True),
+    Column("user_key", USER_KEY, nullable=False),
+    Column("scene", NAME, nullable=False),
+    Column("served_at_us", BigInteger, nullable=False),
+    Column("served_day", Integer, nullable=False),
+    Column("release", NAME, nullable=False),
+    Column("model_version", NAME),
+    Column("index_version", NAME),
+    Column("took_us", Integer, nullable=False),
+    Column("degraded", LONG_JSON, nullable=False),
+    Column("request", LONG_JSON, nullable=False),
+    Column("seed", BigInteger),
+    Index(None, "user_key", "served_at_us"),
+    Index(None, "served_day"),
+    **_MYSQL,
+)
+
+recommendation_items = Table(
+    "recommendation_items",
+    metadata,
+    Column("recommendation_id", NAME),
+    Column("position", SmallInteger),
+    Column("item_index", Integer, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("source_bits", Integer, nullable=False),
+    Column("served_day", Integer, nullable=False),
+    PrimaryKeyConstraint("recommendation_id", "position"),
+    Index(None, "served_day"),
+    **_MYSQL,
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("version", NAME, primary_key=True),
+    Column("kind", _ascii(8), nullable=False, comment="model or index"),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("manifest", LONG_JSON, nullable=False),
+    **_MYSQL,
+)
+"""Registry of the artifact folders: what exists, with the manifest as it was when published."""
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("version", _serial(), primary_key=True, autoincrement=True),
+    Column("release", NAME, nullable=False),
+    Column("model_version", NAME),
+    Column("index_version", NAME),
+    Column("settings", LONG_JSON, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("note", String(512), nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    **_MYSQL,
+)
+"""Append-only; the newest row is active. Rolling back appends the older content again."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", NAME, primary_key=True),
+    Column("key_hash", _ascii(64), nullable=False, unique=True),
+    Column("role", _ascii(16), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("revoked_at_us", BigInteger),
+    **_MYSQL,
+)
+
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("deletion_id", NAME, primary_key=True),
+    Column("user_key", USER_KEY, nullable=False),
+    Column("requested_at_us", BigInteger, nullable=False),
+    Column("finished_at_us", BigInteger),
+    Column("receipts", LONG_JSON, nullable=False, comment="a store: state, count, at"),
+    **_MYSQL,
+)
+
+import_progress = Table(
+    "import_progress",
+    metadata,
+    Column("import_id", NAME, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("rows_done", BigInteger, nullable=False),
+    Column("rows_rejected", BigInteger, nullable=False),
+    Column("finished_at_us", BigInteger),
+    Column("updated_at_us", BigInteger, nullable=False),
+    **_MYSQL,
+)
