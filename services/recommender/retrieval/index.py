@@ -1,0 +1,144 @@
+"""An open index folder: both spaces, searched with numpy in and numpy out. FAISS: https://faiss.ai.
+
+    manifest.json   user.faiss   item.faiss   item_index.npy ([n] int32, rising: row -> item_index)   item_vectors.npy ([n, D])
+
+Files are mapped, not read, where FAISS can (IVF lists; item_vectors by numpy), so processes of a host share one copy.
+FAISS gives up the interpreter lock while it searches; 1,682 items cost about 0.05 ms, so the event loop may search
+itself below ~50,000 items and should use a thread above (`benchmarks/retrieval.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from services.recommender.retrieval.hits import Hits, no_hits
+from shared.contracts.history import Float32, Int32, Int64
+from shared.contracts.manifest import IndexManifest, Space
+from shared.errors import ArtifactError
+from shared.storage.artifacts import ArtifactStore
+
+USER_FILE, ITEM_FILE = "user.faiss", "item.faiss"
+ROWS_FILE, VECTORS_FILE = "item_index.npy", "item_vectors.npy"
+RECENCY_DECAY = 0.85
+_NEIGHBOURS = 100
+
+
+class RetrievalIndex:
+    """Immutable once open; safe in several threads. `item_count` items can be retrieved."""
+
+    def __init__(
+        self, manifest: IndexManifest, rows: Int32, vectors: Float32, item_space: Any, user_space: Any | None
+    ) -> None:
+        self.manifest = manifest
+        self.version = manifest.version
+        self.model_version = manifest.model_version
+        self.catalogue_version = manifest.catalogue_version
+        self.item_count = len(rows)
+        self._rows = rows
+        self._vectors = vectors
+        self._item_space = item_space
+        self._user_space = user_space
+
+    @classmethod
+    def open(cls, store: ArtifactStore, version: str) -> RetrievalIndex:
+        """Compares every sha256, then maps the files. Raises ArtifactError when anything is missing, damaged or disagrees."""
+        folder, manifest = store.open_folder(IndexManifest, version)
+        try:
+            rows = np.load(folder / ROWS_FILE)
+            vectors = np.load(folder / VECTORS_FILE, mmap_mode="r")
+            item_space = _open_space(folder, manifest.spaces["item"])
+            user = manifest.spaces.get("user")
+            user_space = None if user is None else _open_space(folder, user)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ArtifactError(f"{folder} cannot be opened: {error}; build the index again") from None
+        _check(folder, rows, vectors, [space for space in (item_space, user_space) if space is not None])
+        return cls(manifest, rows, vectors, item_space, user_space)
+
+    @property
+    def has_user_space(self) -> bool:
+        """False for an index made from behaviour alone."""
+        return self._user_space is not None
+
+    @property
+    def user_dim(self) -> int | None:
+        return None if self._user_space is None else int(self._user_space.d)
+
+    def contains(self, item_index: int) -> bool:
+        return bool(self._positions(np.array([item_index]))[1][0])
+
+    def by_user_vector(self, vector: Float32, k: int) -> Hits:
+        """Inner product of `vector [D]` with the model's item vectors; no hits without a user space. Raises ValueError
+        for another D and for a vector that is not finite, which FAISS would answer with nonsense."""
+        if self._user_space is None or k < 1:
+            return no_hits()
+        query = np.ascontiguousarray(vector, np.float32).reshape(1, -1)
+        if query.shape[1] != self._user_space.d or not np.isfinite(query).all():
+            raise ValueError(f"a finite user vector [{self._user_space.d}] is needed, got {query.shape[1:]}")
+        scores, positions = _search(self._user_space, query, k)
+        found = positions[0] >= 0
+        return Hits(self._rows[positions[0][found]], scores[0][found])
+
+    def similar(self, item_index: int, k: int) -> Hits:
+        """Nearest items by cosine, itself left out; no hits for an item that the index lacks."""
+        return self.by_items(np.array([item_index], np.int32), k)
+
+    def by_items(self, item_index: Int32, k: int) -> Hits:
+        """Item to item from seeds `item_index [M]`, NEWEST FIRST: one batched search, neighbours merged.
+
+        score(c) = sum over seeds of 0.85^place x cosine(seed, c), over the 100 or more neighbours of each seed; negative
+        cosines add nothing. Seeds are left out of the hits; seeds that the index lacks are skipped, repeated ones count once.
+        """
+        positions, found = self._positions(np.asarray(item_index))
+        seeds = positions[found]
+        if len(seeds) == 0 or k < 1:
+            return no_hits()
+        unique, first = np.unique(seeds, return_index=True)
+        seeds = unique[np.argsort(first)]
+        weight = RECENCY_DECAY ** np.arange(len(seeds), dtype=np.float32)
+        scores, near = _search(self._item_space, np.asarray(self._vectors[seeds]), max(_NEIGHBOURS, k) + len(seeds))
+        return self._merged(near, np.maximum(scores, 0) * weight[:, None], seeds, k)
+
+    def _merged(self, near: Int64, scores: Float32, seeds: Int64, k: int) -> Hits:
+        flat, amount = near.ravel(), scores.ravel()
+        valid = flat >= 0
+        candidates, place = np.unique(flat[valid], return_inverse=True)
+        total = np.bincount(place, amount[valid], len(candidates))
+        total[np.isin(candidates, seeds)] = 0
+        order = np.argsort(-total, kind="stable")[:k]
+        order = order[total[order] > 0]
+        return Hits(self._rows[candidates[order]], total[order].astype(np.float32))
+
+    def _positions(self, item_index: npt.NDArray[Any]) -> tuple[Int64, npt.NDArray[np.bool_]]:
+        """`(row of each, whether it is there)`; rows rise by item_index."""
+        if self.item_count == 0:
+            return np.zeros(len(item_index), np.int64), np.zeros(len(item_index), np.bool_)
+        place = np.searchsorted(self._rows, item_index).clip(max=self.item_count - 1)
+        return place, self._rows[place] == item_index
+
+
+def _search(space: Any, queries: Float32, k: int) -> tuple[Float32, Int64]:
+    # OpenMP keeps this number a thread: without it each searching thread would start as many helpers as there are cores,
+    # which then fight with the inference process for them.
+    faiss.omp_set_num_threads(1)
+    return space.search(queries, min(k, space.ntotal))  # type: ignore[no-any-return]
+
+
+def _open_space(folder: Path, space: Space) -> Any:
+    flags = faiss.IO_FLAG_MMAP if space.kind.startswith("IVF") else 0
+    index = faiss.read_index(str(folder / space.file), flags | faiss.IO_FLAG_READ_ONLY)
+    if index.d != space.dim or index.ntotal != space.count:
+        raise ValueError(f"{space.file} is {index.ntotal} x {index.d}, its manifest says {space.count} x {space.dim}")
+    if space.nprobe:
+        faiss.extract_index_ivf(index).nprobe = space.nprobe
+    return index
+
+
+def _check(folder: Path, rows: Int32, vectors: Float32, spaces: list[Any]) -> None:
+    agree = rows.ndim == 1 and vectors.ndim == 2 and all(space.ntotal == len(rows) for space in spaces)
+    if not agree or vectors.shape != (len(rows), spaces[0].d) or (np.diff(rows) <= 0).any():
+        raise ArtifactError(f"the files of {folder} do not belong together; build the index again")
