@@ -1,10 +1,10 @@
 """Catalogue: one writer thread, any number of readers, no locks on the reading side.
 
 How a reader never sees half a change: each version of an item's row gets a slot of its own at the end of the columns;
-it is written whole, and only then does `slot_of[item_index]` point to it, one aligned int32 store. When arrays are full,
-all that a reader needs is copied into a new View, published by one assignment; readers that hold the old View keep
-reading old, complete rows. Slots left behind by updates are packed away once they outnumber the living (dictionaries
-included), so repeated updates cost no more than twice the memory.
+it is written whole, and only then does `slot_of[item_index]` point to it, one aligned int32 store. When arrays are
+full, all that a reader needs is copied into a new View, published by one assignment; readers that hold the old View
+keep reading old, complete rows. Slots left behind by updates are packed away once they outnumber the living
+(dictionaries included), so repeated updates cost no more than twice the memory.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class View:
         return self.slot_of.take(item_index, mode="clip").astype(np.int64)
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        return cast(ArrayColumn, self.columns[name]).values
+        return cast("ArrayColumn", self.columns[name]).values
 
     def servable(self, slots: Int64, now_us: int) -> Bool:
         begins, ends = self.array("available_from")[slots], self.array("available_until")[slots]
@@ -105,7 +105,7 @@ class BoundColumn:
 
     def flat(self, item_index: Int32) -> tuple[Int32, Int64]:
         """String lists: `(codes [T], owner [T])`, owner being the position in `item_index`."""
-        return cast(StringsColumn, self.column).flat(self.view.slots(item_index))
+        return cast("StringsColumn", self.column).flat(self.view.slots(item_index))
 
     @property
     def strings(self) -> Sequence[str]:
@@ -177,7 +177,7 @@ class Catalogue:
         return frozenset((*self._kinds, "item_id"))
 
     def properties(self, item_index: int, names: Sequence[str]) -> dict[str, Any]:
-        """The named fields as the API shows them: times RFC 3339, missing None. Names that are no field are left out."""
+        """The named fields as the API shows them: times RFC 3339, missing None. Other names are left out."""
         view = self._view
         slot = int(view.slots(np.array([item_index], np.int32))[0])
         found = {name: view.columns[name].get(slot) for name in names if name in self._kinds}

@@ -9,10 +9,11 @@ expressions apply to a request, nor the counting of what they removed: that is t
     value        "text" · 'text' · 12.5 · true · false · now() · a timestamp as RFC 3339 text · another field ·
                  $name (from filter_values; a list is spread inside IN)
 
-`category` is a name for `categories`; on a list `=` and `IN` ask whether any entry equals, `!=` and `NOT IN` whether none
-does. Missing values: a comparison with one is false (`!=` and `NOT IN` too); only `IS NULL` is true. NOT turns that false
-into true: `NOT price < 5` keeps items without a price, `price >= 5` does not. An empty list is missing. Missing entries
-of IN's own list are left out: `brand NOT IN user.blocked` keeps every branded item for a user who blocked nothing.
+`category` is a name for `categories`; on a list `=` and `IN` ask whether any entry equals, `!=` and `NOT IN` whether
+none does. Missing values: a comparison with one is false (`!=` and `NOT IN` too); only `IS NULL` is true. NOT turns
+that false into true: `NOT price < 5` keeps items without a price, `price >= 5` does not. An empty list is missing.
+Missing entries of IN's own list are left out: `brand NOT IN user.blocked` keeps every branded item for a user who
+blocked nothing.
 """
 
 from services.recommender.filters.compiled import CompiledFilter, compile_filter

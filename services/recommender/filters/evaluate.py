@@ -46,7 +46,7 @@ class Context:
         """[N] of a number, timestamp, boolean or string (codes) column, gathered once."""
         found = self._gathered.get(name)
         if found is None:
-            column = cast(ArrayColumn | StringColumn, self.view.columns[name])
+            column = cast("ArrayColumn | StringColumn", self.view.columns[name])
             found = self._gathered[name] = column.values[self.slots]
         return found
 
@@ -67,7 +67,7 @@ class Context:
             return np.fromiter((texts[slot] is not None for slot in self.slots.tolist()), np.bool_, len(self.slots))
         values = self.values(name)
         if column.kind == "number":
-            return ~np.isnan(values)
+            return np.logical_not(np.isnan(values))
         present: Bool = values != MISSING_TIME if column.kind == "timestamp" else values >= 0
         return present
 
@@ -75,15 +75,16 @@ class Context:
         """[N]: the field, or any entry of a list, equals one of `wanted` (no None inside)."""
         if name == ITEM_ID:
             known = [self.catalogue.index_of(str(text)) for text in wanted]
-            return _any_equal(self.item_index, [index for index in known if index is not None]) & (self.slots > 0)
+            found = _any_equal(self.item_index, [index for index in known if index is not None])
+            return np.logical_and(found, self.slots > 0)
         column = self.view.columns[name]
         if isinstance(column, StringColumn):
             return _any_equal(self.values(name), [column.dictionary.code(str(text)) for text in wanted])
         if isinstance(column, StringsColumn):
             codes, owner = column.flat(self.slots)
-            found = self.everything(False)
-            found[owner[_any_equal(codes, [column.dictionary.code(str(text)) for text in wanted])]] = True
-            return found
+            hit = self.everything(False)
+            hit[owner[_any_equal(codes, [column.dictionary.code(str(text)) for text in wanted])]] = True
+            return hit
         if isinstance(column, TextColumn):
             texts, asked = column.values, set(wanted)
             return np.fromiter((texts[slot] in asked for slot in self.slots.tolist()), np.bool_, len(self.slots))

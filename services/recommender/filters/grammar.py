@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken, v_args
 
@@ -91,25 +91,28 @@ def parse(text: str) -> syntax.Expression:
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         seen = "the end of the filter" if at_end else ascii(str(error.token))
-        position = len(text) if at_end else int(error.token.start_pos or 0)
+        position = len(text) if at_end else _place(error.token)
         raise fault(
             f"{seen} is not expected here; expected {_expected(error.accepts or error.expected)}", position
         ) from None
     except UnexpectedCharacters as error:
-        position = int(error.pos_in_stream)
+        position = int(error.pos_in_stream or 0)
         character = text[position]
-        hint = "this text is not closed" if character in "\"'" else f"{ascii(character)} has no meaning here"
+        hint = "this text is not closed" if character in "\"'" else f"{character!a} has no meaning here"
         raise fault(hint, position) from None
-    assert isinstance(tree, _EXPRESSIONS)
-    return tree
+    return cast("syntax.Expression", tree)
 
 
 def _expected(names: Any) -> str:
     return ", ".join(sorted({_SPOKEN.get(name, name) for name in names}))
 
 
+def _place(token: Token) -> int:
+    return int(token.start_pos or 0)
+
+
 def _text(token: Token) -> str:
-    position = int(token.start_pos or 0)
+    position = _place(token)
 
     def unescape(match: re.Match[str]) -> str:
         body = match[1]
@@ -119,7 +122,7 @@ def _text(token: Token) -> str:
                 return chr(code)
         elif body in _ESCAPES:
             return _ESCAPES[body]
-        raise fault(f"{ascii(match[0])} is no escape of a text", position + 1 + match.start())
+        raise fault(f"{match[0]!a} is no escape of a text", position + 1 + match.start())
 
     return _ESCAPE.sub(unescape, token[1:-1])
 
@@ -140,49 +143,49 @@ class _Build(Transformer[Token, Any]):
         return syntax.And(kept, _deeper(kept))
 
     def negation(self, word: Token, inner: syntax.Expression) -> syntax.Not:
-        return syntax.Not(inner, _deeper((inner,), int(word.start_pos or 0)))
+        return syntax.Not(inner, _deeper((inner,), _place(word)))
 
     def compare(self, left: syntax.Operand, operator: Token, right: syntax.Operand) -> syntax.Compare:
-        return syntax.Compare(left, str(operator), right, int(operator.start_pos or 0))  # type: ignore[arg-type]
+        return syntax.Compare(left, str(operator), right, _place(operator))  # type: ignore[arg-type]
 
     def member(self, left: syntax.Operand, negated: Token | None, word: Token, *values: Any) -> syntax.Member:
-        return syntax.Member(left, values, negated is not None, int((negated or word).start_pos or 0))
+        return syntax.Member(left, values, negated is not None, _place(negated or word))
 
     def single(self, token: Token) -> syntax.Operand:
         return self.parameter(token) if token.startswith("$") else self.user_field(token)
 
     def contains(self, left: syntax.Operand, word: Token, right: syntax.Operand) -> syntax.Contains:
-        return syntax.Contains(left, right, int(word.start_pos or 0))
+        return syntax.Contains(left, right, _place(word))
 
     def is_null(self, operand: syntax.Operand, word: Token, negated: Token | None, _null: Token) -> syntax.IsNull:
-        return syntax.IsNull(operand, negated is not None, int(word.start_pos or 0))
+        return syntax.IsNull(operand, negated is not None, _place(word))
 
     def truth(self, operand: syntax.Operand) -> syntax.Truth:
         return syntax.Truth(operand, operand.position)
 
     def field(self, token: Token) -> syntax.ItemField:
-        return syntax.ItemField(str(token), int(token.start_pos or 0))
+        return syntax.ItemField(str(token), _place(token))
 
     def user_field(self, token: Token) -> syntax.UserField:
-        return syntax.UserField(str(token)[5:], int(token.start_pos or 0))
+        return syntax.UserField(str(token)[5:], _place(token))
 
     def parameter(self, token: Token) -> syntax.Parameter:
-        return syntax.Parameter(str(token)[1:], int(token.start_pos or 0))
+        return syntax.Parameter(str(token)[1:], _place(token))
 
     def text(self, token: Token) -> syntax.Literally:
-        return syntax.Literally(_text(token), int(token.start_pos or 0))
+        return syntax.Literally(_text(token), _place(token))
 
     def number(self, token: Token) -> syntax.Literally:
         value = float(token)
         if not math.isfinite(value):
-            raise fault("this number is too large", int(token.start_pos or 0))
-        return syntax.Literally(value, int(token.start_pos or 0))
+            raise fault("this number is too large", _place(token))
+        return syntax.Literally(value, _place(token))
 
     def boolean(self, token: Token) -> syntax.Literally:
-        return syntax.Literally(token.lower() == "true", int(token.start_pos or 0))
+        return syntax.Literally(token.lower() == "true", _place(token))
 
     def now(self, token: Token) -> syntax.Now:
-        return syntax.Now(int(token.start_pos or 0))
+        return syntax.Now(_place(token))
 
 
 def _deeper(parts: tuple[syntax.Expression, ...], position: int | None = None) -> int:
@@ -192,14 +195,4 @@ def _deeper(parts: tuple[syntax.Expression, ...], position: int | None = None) -
     return depth
 
 
-_EXPRESSIONS = (
-    syntax.Compare,
-    syntax.Member,
-    syntax.Contains,
-    syntax.IsNull,
-    syntax.Truth,
-    syntax.Not,
-    syntax.And,
-    syntax.Or,
-)
 _PARSER = Lark(_GRAMMAR, parser="lalr", transformer=_Build(), maybe_placeholders=True)

@@ -1,6 +1,7 @@
 """An open index folder: both spaces, searched with numpy in and numpy out. FAISS: https://faiss.ai.
 
-    manifest.json   user.faiss   item.faiss   item_index.npy ([n] int32, rising: row -> item_index)   item_vectors.npy ([n, D])
+    manifest.json  user.faiss  item.faiss  item_index.npy ([n] int32, rising: row -> item_index)  item_vectors.npy
+    ([n, D])
 
 Files are mapped, not read, where FAISS can (IVF lists; item_vectors by numpy), so processes of a host share one copy.
 FAISS gives up the interpreter lock while it searches; 1,682 items cost about 0.05 ms, so the event loop may search
@@ -46,7 +47,8 @@ class RetrievalIndex:
 
     @classmethod
     def open(cls, store: ArtifactStore, version: str) -> RetrievalIndex:
-        """Compares every sha256, then maps the files. Raises ArtifactError when anything is missing, damaged or disagrees."""
+        """Compares every sha256, then maps the files. Raises ArtifactError when something is missing, damaged or
+        odd."""
         folder, manifest = store.open_folder(IndexManifest, version)
         try:
             rows = np.load(folder / ROWS_FILE)
@@ -90,8 +92,9 @@ class RetrievalIndex:
     def by_items(self, item_index: Int32, k: int) -> Hits:
         """Item to item from seeds `item_index [M]`, NEWEST FIRST: one batched search, neighbours merged.
 
-        score(c) = sum over seeds of 0.85^place x cosine(seed, c), over the 100 or more neighbours of each seed; negative
-        cosines add nothing. Seeds are left out of the hits; seeds that the index lacks are skipped, repeated ones count once.
+        score(c) = sum over seeds of 0.85^place x cosine(seed, c), over the 100 or more neighbours of each seed;
+        negative cosines add nothing. Seeds are no hits; seeds that the index lacks are skipped, repeated ones count
+        once.
         """
         positions, found = self._positions(np.asarray(item_index))
         seeds = positions[found]
@@ -122,8 +125,8 @@ class RetrievalIndex:
 
 
 def _search(space: Any, queries: Float32, k: int) -> tuple[Float32, Int64]:
-    # OpenMP keeps this number a thread: without it each searching thread would start as many helpers as there are cores,
-    # which then fight with the inference process for them.
+    # OpenMP keeps this number a thread: without it each searching thread would start as many helpers as there are
+    # cores, which then fight with the inference process for them.
     faiss.omp_set_num_threads(1)
     return space.search(queries, min(k, space.ntotal))  # type: ignore[no-any-return]
 
