@@ -18,7 +18,7 @@
     ├── DeadlineExceeded             504 deadline_exceeded      the caller's deadline passed before we could answer
     ├── NothingToServe               503 nothing_to_serve       even the popular rung is empty
     ├── ConfigurationError           500 configuration          the start is refused; names the setting to change
-    └── ArtifactError                500 artifact               a model or index is missing, damaged or of an unknown format
+    └── ArtifactError                500 artifact               a model or index is missing or damaged
 
 `status`, `code`, `retryable` and `responsibility` are class attributes: metrics, problem+json and logs read them and
 nothing ever parses a message. A message says what is wrong, where, and how to mend it.

@@ -50,9 +50,8 @@ class EventType(Declared):
         if (self.code is None) == (not self.bands):
             raise ValueError("give either `code` or `bands`")
         bounds = [band.below for band in self.bands]
-        if bounds and (
-            bounds[-1] is not None or None in bounds[:-1] or bounds[:-1] != sorted(set(bounds[:-1]), key=float)
-        ):  # type: ignore[arg-type]
+        rising = [bound for bound in bounds[:-1] if bound is not None]
+        if bounds and (bounds[-1] is not None or None in bounds[:-1] or rising != sorted(set(rising))):
             raise ValueError("`below` must rise from band to band, and only the last band leaves it out")
         return self
 
@@ -106,8 +105,8 @@ class Schema(Declared):
 
 
 CORE_ITEM_FIELDS = frozenset(
-    ["item_id", "item_type", "title", "categories", "category", "is_hidden", "available_from", "available_until"]
-    + ["price", "currency", "created_at"]
+    {"item_id", "item_type", "title", "categories", "category", "is_hidden", "price", "currency"}
+    | {"available_from", "available_until", "created_at"}
 )
 
 DEFAULT_EVENT_TYPES: dict[str, EventType] = {

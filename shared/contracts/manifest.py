@@ -54,7 +54,8 @@ class Space(Frozen):
 
 
 class IndexManifest(Manifest):
-    """`spaces` has `item` (item to item, cosine) always and `user` (by user vector, inner product) when built from a model."""
+    """`spaces` has `item` (item to item, cosine) always, and `user` (by user vector, inner product) when it was built
+    from a model."""
 
     kind: Literal["index"] = "index"
     model_version: str | None = None

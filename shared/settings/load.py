@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -144,8 +144,7 @@ def _parse(name: str, raw: str, variable: str) -> Any:
     *groups, leaf = name.split(".")
     for group in groups:
         inner = model.model_fields[group].annotation
-        assert isinstance(inner, type)
-        model = inner
+        model = cast("type[BaseModel]", inner)
     if get_args(model.model_fields[leaf].annotation)[-1:] != (Ellipsis,):
         return raw
     if not raw.lstrip().startswith("["):

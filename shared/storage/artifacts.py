@@ -24,7 +24,7 @@ from shared.errors import ArtifactError
 
 M = TypeVar("M", ModelManifest, IndexManifest)
 MANIFEST_NAME = "manifest.json"
-_FOLDERS = {ModelManifest: "models", IndexManifest: "indexes"}
+_FOLDERS: dict[type[Manifest], str] = {ModelManifest: "models", IndexManifest: "indexes"}
 _CHUNK = 1 << 20
 
 
@@ -48,7 +48,7 @@ class ArtifactStore:
         self.root = root
 
     def folder(self, kind: type[Manifest], version: str) -> Path:
-        return self.root / _FOLDERS[kind] / version  # type: ignore[index]
+        return self.root / _FOLDERS[kind] / version
 
     @contextlib.contextmanager
     def staging(self, kind: type[Manifest], version: str) -> Iterator[Path]:
@@ -61,7 +61,7 @@ class ArtifactStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, manifest: M) -> M:
-        """Checksums every file of `staged`, writes the manifest, syncs, renames. Returns the manifest with `files` filled."""
+        """Checksums every file of `staged`, writes the manifest, syncs, renames. Returns it with `files` filled."""
         files = {p.name: sha256_of(p) for p in sorted(staged.iterdir()) if p.name != MANIFEST_NAME}
         complete = manifest.model_copy(update={"files": files})
         target = staged / MANIFEST_NAME
@@ -69,7 +69,7 @@ class ArtifactStore:
         for path in (*staged.iterdir(), staged):
             _sync(path)
         final = self.folder(type(manifest), manifest.version)
-        os.rename(staged, final)
+        staged.rename(final)
         _sync(final.parent)
         return complete
 
@@ -104,7 +104,7 @@ class ArtifactStore:
 
     def versions(self, kind: type[Manifest]) -> list[str]:
         """Published versions, oldest first."""
-        root = self.root / _FOLDERS[kind]  # type: ignore[index]
+        root = self.root / _FOLDERS[kind]
         if not root.is_dir():
             return []
         return sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and (p / MANIFEST_NAME).is_file())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.errors import ConfigurationError, DatabaseUnavailable
@@ -36,7 +36,7 @@ class Database:
     def __init__(self, url: str, settings: DatabaseSettings) -> None:
         try:
             self.url = make_url(url)
-        except Exception:
+        except ArgumentError:
             raise ConfigurationError(
                 "database.url is no SQLAlchemy URL, e.g. mysql+pymysql://user:password@host/silkrec"
             ) from None
@@ -56,8 +56,9 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, committed at the end of the block. On SQLite it takes the write lock at once (BEGIN IMMEDIATE),
-        because a lock upgraded in mid-transaction fails without waiting. Raises DatabaseUnavailable."""
+        """One transaction, committed at the end of the block. Raises DatabaseUnavailable.
+
+        On SQLite it takes the write lock at once (BEGIN IMMEDIATE): one upgraded in mid-transaction fails unwaited."""
         with _translated(), self.engine.connect() as connection:
             connection.execution_options(**{_IMMEDIATE: True})
             with connection.begin():

@@ -1,4 +1,4 @@
-"""Redis clients. Every key of SilkRec starts with `silkrec:` and a format version, and has a TTL unless it is rebuilt on loss.
+"""Redis clients. Every key of SilkRec starts with `silkrec:` and a format version, and has a TTL.
 
 Two clients a process, because a read on the request path may wait 20 ms and a write behind it 250 ms.
 """

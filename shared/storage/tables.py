@@ -1,10 +1,12 @@
 """Every table. Portable between MySQL/MariaDB and SQLite; the migrations create exactly this.
 
-Times are BIGINT microseconds since 1970 UTC (`_us`), days are INT days since 1970 UTC, so that both databases compare and
-index them alike. Ids are ASCII and compared byte for byte (ascii_bin), which also keeps MySQL's index keys short.
+Times are BIGINT microseconds since 1970 UTC (`_us`), days are INT days since 1970 UTC, so that both databases compare
+and index them alike. Ids are ASCII and compared byte for byte (ascii_bin), which also keeps MySQL's index keys short.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -34,7 +36,7 @@ metadata = MetaData(
     }
 )
 
-_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 
 def _ascii(length: int) -> TypeEngine[str]:
