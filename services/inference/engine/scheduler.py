@@ -1,0 +1,219 @@
+"""Which requests run next, together, and with how many candidates. A state machine without threads, clock or torch.
+
+Earliest deadline first inside priority classes (0 is the most urgent). A batch ends where one more request would make
+the batch late for anyone in it, or longer than `max_batch_s`: a running batch cannot be interrupted, so its length is
+what a request that arrives meanwhile waits. Names as in Triton's dynamic batcher; sizes count requests.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Protocol
+
+from services.inference.engine.cost_model import Load
+from shared.errors import Overloaded
+
+DEADLINE, CANCELLED = "deadline", "cancelled"
+_GAP_SMOOTHING = 0.1
+_GAP_CAP = 8.0
+
+
+class Predictor(Protocol):
+    """See `CostModel`."""
+
+    def predict(self, load: Load) -> float: ...
+
+    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float) -> int: ...
+
+
+class Lane(Protocol):
+    """What runs together: one model, which knows its own cost."""
+
+    @property
+    def cost(self) -> Predictor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """`preferred_batch_size`: with so many waiting, company is no longer waited for (lengths are packed, so there is
+    nothing to gain from an exact size). `enabled` False: one request a batch."""
+
+    max_batch_size: int = 128
+    preferred_batch_size: tuple[int, ...] = (32, 64)
+    max_queue_delay_s: float = 0.001
+    max_queue_size: int = 512
+    max_batch_s: float = 0.008
+    enabled: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One queued request. `deadline` on the engine's clock; `candidates` 0 with `trimmable` False: encode only."""
+
+    lane: Lane
+    deadline: float
+    rows: int
+    candidates: int
+    arrived: float
+    priority: int = 0
+    trimmable: bool = True
+    payload: object = None
+    order: tuple[int, float, int] = field(default=(0, 0.0, 0), init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """`candidates` of the ticket's first candidates run."""
+
+    ticket: Ticket
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Answered without the device, because of `reason`."""
+
+    ticket: Ticket
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch to run now (may be empty), tickets to answer at once, and when to ask again if nothing happens."""
+
+    batch: tuple[Placed, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    load: Load = field(default_factory=Load)
+    wake_at: float | None = None
+
+
+class Scheduler:
+    """Every call takes the present time; not thread-safe."""
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self.policy = policy
+        self._queue: list[Ticket] = []
+        self._sequence = 0
+        self._last_arrival = -math.inf
+        self._gap_s = math.inf
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Raises Overloaded when `max_queue_size` requests wait already."""
+        if len(self._queue) >= self.policy.max_queue_size:
+            raise Overloaded(f"{len(self._queue)} requests wait for the model already", retry_after_s=0.05)
+        self._notice_arrival(ticket.arrived)
+        self._sequence += 1
+        ticket.order = (ticket.priority, ticket.deadline, self._sequence)
+        insort(self._queue, ticket, key=attrgetter("order"))
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """True when it still waited; a batch that runs is not interrupted."""
+        if ticket not in self._queue:
+            return False
+        self._queue.remove(ticket)
+        return True
+
+    def drain(self) -> list[Ticket]:
+        """Everything that waits, taken out."""
+        waiting, self._queue = self._queue, []
+        return waiting
+
+    def next(self, now: float) -> Plan:
+        """Takes what it returns out of the queue."""
+        refused = self._take_expired(now)
+        if not self._queue:
+            return Plan(refused=tuple(refused))
+        wake_at = self._worth_waiting_until(now)
+        if wake_at is not None:
+            return Plan(refused=tuple(refused), wake_at=wake_at)
+        batch, load = self._fill(now, refused)
+        self._remove(placed.ticket for placed in batch)
+        return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
+
+    def _take_expired(self, now: float) -> list[Refused]:
+        late = [ticket for ticket in self._queue if ticket.deadline <= now]
+        if late:
+            self._remove(late)
+        return [Refused(ticket, DEADLINE) for ticket in late]
+
+    def _worth_waiting_until(self, now: float) -> float | None:
+        """None: go now. Waiting pays only while others are expected within the delay and nobody is made late."""
+        policy = self.policy
+        enough = min((policy.max_batch_size, *policy.preferred_batch_size))
+        if not policy.enabled or self._gap_s > policy.max_queue_delay_s or len(self._queue) >= enough:
+            return None
+        load = Load()
+        for ticket in self._queue:
+            load = load.plus(ticket.rows, ticket.candidates)
+        seconds = self._queue[0].lane.cost.predict(load)
+        if seconds >= policy.max_batch_s:
+            return None
+        oldest = min(ticket.arrived for ticket in self._queue)
+        latest_start = min(ticket.deadline for ticket in self._queue) - seconds
+        until = min(oldest + policy.max_queue_delay_s, latest_start)
+        return until if until > now else None
+
+    def _fill(self, now: float, refused: list[Refused]) -> tuple[list[Placed], Load]:
+        batch: list[Placed] = []
+        load = Load()
+        limit = math.inf
+        size = self.policy.max_batch_size if self.policy.enabled else 1
+        for ticket in list(self._queue):
+            if len(batch) >= size:
+                break
+            if batch and ticket.lane is not batch[0].ticket.lane:
+                continue  # another model: the next batch
+            count = self._share(ticket, load, min(limit, ticket.deadline) - now, now)
+            if count is None:
+                break
+            if count < 0:
+                refused.append(Refused(ticket, DEADLINE))
+                self._queue.remove(ticket)
+                continue
+            batch.append(Placed(ticket, count))
+            load = load.plus(ticket.rows, count)
+            limit = min(limit, ticket.deadline)
+            if count < ticket.candidates:
+                break
+        return batch, load
+
+    def _share(self, ticket: Ticket, load: Load, budget_s: float, now: float) -> int | None:
+        """How many candidates of the ticket join the batch; -1: it cannot be served at all; None: it goes later."""
+        cost = ticket.lane.cost
+        together = cost.predict(load.plus(ticket.rows, ticket.candidates))
+        if load.requests and together > self.policy.max_batch_s:
+            return None
+        if together <= budget_s:
+            return ticket.candidates
+        now_count = self._trimmed(ticket, load, budget_s)
+        if not load.requests:
+            return now_count
+        left_s = ticket.deadline - now - cost.predict(load)
+        alone = cost.predict(Load().plus(ticket.rows, ticket.candidates))
+        later_count = ticket.candidates if alone <= left_s else self._trimmed(ticket, Load(), left_s)
+        if now_count < 0 and later_count < 0:
+            # Neither beside this batch nor behind it, and time only shrinks.
+            return -1
+        return now_count if now_count >= max(later_count, 1) else None
+
+    def _trimmed(self, ticket: Ticket, load: Load, budget_s: float) -> int:
+        if not ticket.trimmable:
+            return -1
+        return ticket.lane.cost.candidates_within(load, ticket.rows, ticket.candidates, budget_s) or -1
+
+    def _notice_arrival(self, now: float) -> None:
+        # Capped, so that a night's silence is forgotten within a few arrivals.
+        gap = min(now - self._last_arrival, _GAP_CAP * self.policy.max_queue_delay_s)
+        self._last_arrival = now
+        self._gap_s = gap if math.isinf(self._gap_s) else self._gap_s + _GAP_SMOOTHING * (gap - self._gap_s)
+
+    def _remove(self, tickets: Iterable[Ticket]) -> None:
+        gone = {id(ticket) for ticket in tickets}
+        self._queue = [ticket for ticket in self._queue if id(ticket) not in gone]
