@@ -1,0 +1,46 @@
+"""What the engine counts. Plain numbers, so that the engine needs no metrics library; `services/inference/metrics.py`
+exports them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Cumulative only when read; `counts` has one more cell than `bounds`, for what lies above the last one."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        cell = next((i for i, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))
+        self.counts[cell] += 1
+        self.total += value
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Written by the executor's thread and, for submissions, under its lock; read without a lock, each value whole."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """scored, trimmed, deadline, cancelled, overloaded, error: one a request."""
+    candidates_scored: int = 0
+    candidates_unscored: int = 0
+    history_rows: int = 0
+    batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZES))
+    queue_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batch_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batches_retried: int = 0
+    late_batches: int = 0
+    """Batches that took longer than the cost model's bound."""
+    swaps: int = 0
+    models_refused: int = 0
