@@ -77,7 +77,7 @@ class Windows:
 
 
 def epoch_windows(data: Sequences, max_history: int, rng: np.random.Generator) -> Windows:
-    """Cuts users longer than `max_history` at a random phase, so that over the epochs a row is seen in many contexts."""
+    """Cuts users longer than `max_history` at a random phase, so that a row is seen in many contexts."""
     starts, stops, opens = [], [], []
     for begin, end in zip(data.start.tolist(), data.end.tolist(), strict=True):
         stop = end - 1  # the last row has nothing to predict
