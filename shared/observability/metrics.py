@@ -84,7 +84,7 @@ class Metrics:
         registry = self.registry
         if self._folder is not None:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=self._folder)
+            MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def _name(self, name: str) -> str:

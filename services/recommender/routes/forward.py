@@ -1,0 +1,158 @@
+"""One public URL: writing routes go on to the features service as raw bytes (infra/decisions/0005-one-public-url.md).
+
+`wiring` opens a `Forwarder` when `recommender.features_url` is set, yields it as `request.state.forwarder`, and the
+application includes `router` then only. Keys are checked by the features service, which also owns the body's limit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import httpx
+from fastapi import APIRouter, Request, Response
+from starlette.types import Scope
+
+from shared.errors import ConfigurationError, DeadlineExceeded, DependencyError
+from shared.observability import context
+from shared.settings.roots import Settings
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+PATHS = (
+    "/v1/events",
+    "/v1/feedback/{rest:path}",
+    "/v1/items",
+    "/v1/items/{item_id}",
+    "/v1/users",
+    "/v1/users:merge",
+    "/v1/users/{user_id}",
+    "/v1/users/{user_id}/export",
+    "/v1/deletions/{deletion_id}",
+)
+# RFC 9110, 7.6.1, and what each hop writes anew; CORS is answered here, so `origin` ends here too.
+_HOP_BY_HOP = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade "
+    "host content-length x-request-id traceparent expect origin".split()
+)
+_ANSWERED_ANEW = frozenset(("x-request-id", "date", "server", "transfer-encoding", "connection", "keep-alive"))
+_FORWARDED = re.compile(r"/v1/(events$|feedback/|items$|items/[^/]+$|users([/:]|$)|deletions/)")
+# Longer than the features service's own: a group commit waits for a database statement (10 s by default) at most.
+READ_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_S = 1.0
+POOL_TIMEOUT_S = 1.0
+MAX_CONNECTIONS = 128
+
+
+def is_forwarded(path: str) -> bool:
+    return _FORWARDED.match(path) is not None
+
+
+def body_limit(settings: Settings) -> int | Callable[[Scope], int]:
+    """For `create_app(max_body_bytes=…)`: a forwarded body may be as long as the features service takes it."""
+    own, features = settings.recommender.max_body_bytes, settings.features.max_body_bytes
+    if not settings.recommender.features_url:
+        return own
+    return lambda scope: features if is_forwarded(scope["path"]) else own
+
+
+class Forwarder:
+    """A pool of connections to the features service. Close it with the application."""
+
+    def __init__(self, features_url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._base = httpx.URL(features_url)
+        if self._base.scheme not in ("http", "https") or not self._base.host or self._base.path not in ("", "/"):
+            raise ConfigurationError(
+                f"recommender.features_url must be like http://127.0.0.1:8081, not {features_url!a}"
+            )
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=POOL_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=4.0),
+            transport=transport,
+            trust_env=False,  # a proxy from the environment has no business between two of our services
+            follow_redirects=False,
+        )
+
+    async def forward(self, request: Request) -> Response:
+        """Raises DependencyError (503) when the features service is down, DeadlineExceeded (504) when it is slow."""
+        outgoing = self._client.build_request(
+            request.method, self._target(request.scope), headers=_headers_on(request), content=await request.body()
+        )
+        try:
+            incoming = await self._client.send(outgoing, stream=True)
+            try:
+                # Raw: a compressed answer goes back as it came.
+                body = b"".join([chunk async for chunk in incoming.aiter_raw()])
+            finally:
+                await incoming.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise DependencyError(
+                "the features service does not answer; nothing was written", retry_after_s=1.0
+            ) from error
+        except httpx.TimeoutException as error:
+            raise DeadlineExceeded(
+                "the features service did not answer in time; it may still write, and a retry is harmless",
+                retry_after_s=2.0,
+            ) from error
+        except httpx.TransportError as error:
+            raise DependencyError(
+                "the connection to the features service broke; a retry is harmless", retry_after_s=1.0
+            ) from error
+        return _answer(incoming, body)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _target(self, scope: Scope) -> httpx.URL:
+        """The path as it was sent: decoding and encoding it again could make another id of it."""
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        query: bytes = scope["query_string"]
+        return self._base.copy_with(raw_path=raw.partition(b"?")[0] + (b"?" + query if query else b""))
+
+
+def _headers_on(request: Request) -> list[tuple[bytes, bytes]]:
+    headers = _without(request.headers.raw, _HOP_BY_HOP, request.headers.get("connection", ""))
+    if "accept-encoding" not in request.headers:
+        headers.append((b"accept-encoding", b"identity"))  # httpx would add its own, which the caller may not read
+    if request.client is not None:
+        known = request.headers.get("x-forwarded-for")
+        headers = [pair for pair in headers if pair[0] != b"x-forwarded-for"]
+        chain = f"{known}, {request.client.host}" if known else request.client.host
+        headers.append((b"x-forwarded-for", chain.encode("latin-1", "replace")))
+    ids: Mapping[str, str] = context.outgoing_headers()
+    return headers + [(name.encode(), value.encode()) for name, value in ids.items()]
+
+
+def _answer(incoming: httpx.Response, body: bytes) -> Response:
+    response = Response(body, incoming.status_code)
+    kept = _without(incoming.headers.raw, _ANSWERED_ANEW, incoming.headers.get("connection", ""))
+    lower = [(name.lower(), value) for name, value in kept]
+    if not any(name == b"content-length" for name, _ in lower) and incoming.status_code not in (204, 304):
+        lower.append((b"content-length", str(len(body)).encode()))
+    response.raw_headers = lower
+    return response
+
+
+def _without(
+    headers: Iterable[tuple[bytes, bytes]], names: frozenset[str], connection: str
+) -> list[tuple[bytes, bytes]]:
+    named = {name.strip().lower() for name in connection.split(",")}
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.decode("latin-1").lower()) not in names and lower not in named
+    ]
+
+
+async def _forward(request: Request) -> Response:
+    forwarder: Forwarder = request.state.forwarder
+    return await forwarder.forward(request)
+
+
+def _router() -> APIRouter:
+    routes = APIRouter()
+    for path in PATHS:
+        routes.add_api_route(path, _forward, methods=list(METHODS), include_in_schema=False)
+    return routes
+
+
+router = _router()
