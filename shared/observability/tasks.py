@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -80,6 +79,8 @@ class TaskOwner:
         task = asyncio.create_task(self._once(name, work), name=name)
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
+        # A task cancelled before its first step never reached `work`, which Python would then complain about.
+        task.add_done_callback(lambda _task: work.close())
         return True
 
     async def close(self, *, drain_s: float = 0.0) -> None:
@@ -115,12 +116,11 @@ class TaskOwner:
             await self._sleep(wait)
 
     async def _once(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        with contextlib.closing(work):  # a task cancelled before its first step would leave it un-awaited
-            try:
-                await work
-            except Exception as error:  # noqa: BLE001  (nobody awaits this task; the log is its only witness)
-                self._count(name)
-                _log.error("background work failed", task=name, exc_info=error)
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  (nobody awaits this task; the log is its only witness)
+            self._count(name)
+            _log.error("background work failed", task=name, exc_info=error)
 
     def _wait_s(self, deaths: int) -> float:
         longest = min(self._budget.longest_wait_s, self._budget.first_wait_s * 2.0 ** (deaths - 1))

@@ -31,10 +31,12 @@ PATHS = (
 )
 # RFC 9110, 7.6.1, and what each hop writes anew; CORS is answered here, so `origin` ends here too.
 _HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade "
-    "host content-length x-request-id traceparent expect origin".split()
+    ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer")
 )
-_ANSWERED_ANEW = frozenset(("x-request-id", "date", "server", "transfer-encoding", "connection", "keep-alive"))
+_WRITTEN_ANEW = frozenset(
+    ("transfer-encoding", "upgrade", "host", "content-length", "x-request-id", "traceparent", "expect", "origin")
+)
+_ANSWERED_ANEW = _HOP_BY_HOP | frozenset(("x-request-id", "date", "server", "transfer-encoding", "upgrade"))
 _FORWARDED = re.compile(r"/v1/(events$|feedback/|items$|items/[^/]+$|users([/:]|$)|deletions/)")
 # Longer than the features service's own: a group commit waits for a database statement (10 s by default) at most.
 READ_TIMEOUT_S = 15.0
@@ -110,7 +112,7 @@ class Forwarder:
 
 
 def _headers_on(request: Request) -> list[tuple[bytes, bytes]]:
-    headers = _without(request.headers.raw, _HOP_BY_HOP, request.headers.get("connection", ""))
+    headers = _without(request.headers.raw, _HOP_BY_HOP | _WRITTEN_ANEW, request.headers.get("connection", ""))
     if "accept-encoding" not in request.headers:
         headers.append((b"accept-encoding", b"identity"))  # httpx would add its own, which the caller may not read
     if request.client is not None:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.observability.metrics import Metrics
+
+
+def test_names_carry_the_suite_and_the_service() -> None:
+    metrics = Metrics("features")
+    metrics.counter("events_total", "Events", ["result"]).labels("accepted").inc(3)
+    metrics.gauge("queue_events", "Queue").set(2)
+    metrics.histogram("commit_duration_seconds", "Commit").observe(0.004)
+    metrics.summary("batch_events", "Batch").observe(7)
+    text = metrics.render().decode()
+    assert 'silkrec_features_events_total{result="accepted"} 3.0' in text
+    assert "silkrec_features_queue_events 2.0" in text
+    assert 'silkrec_features_commit_duration_seconds_bucket{le="0.005"} 1.0' in text
+    assert "silkrec_features_batch_events_sum 7.0" in text
+    assert "process_cpu_seconds_total" in text
+
+
+def test_two_registries_of_one_service_do_not_collide() -> None:
+    first, second = Metrics("features"), Metrics("features")
+    first.counter("events_total", "Events").inc()
+    second.counter("events_total", "Events")
+    assert "silkrec_features_events_total 0.0" in second.render().decode()
+
+
+@pytest.mark.parametrize("label", ["user_id", "item_id", "user_key"])
+def test_an_id_cannot_become_a_label(label: str) -> None:
+    with pytest.raises(ValueError, match=label):
+        Metrics("features").counter("events_total", "Events", [label])
+
+
+def test_a_service_name_that_prometheus_would_refuse_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="my-service"):
+        Metrics("my-service")
+
+
+def test_with_a_multiprocess_folder_the_values_of_all_processes_are_added(tmp_path: Path) -> None:
+    program = (
+        "import sys; from shared.observability.metrics import Metrics\n"
+        "m = Metrics('features'); m.counter('events_total', 'Events').inc(2); sys.stdout.buffer.write(m.render())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for expected in ("2.0", "4.0"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=True
+        )
+        assert f"silkrec_features_events_total {expected}" in done.stdout.decode()
