@@ -1,0 +1,74 @@
+"""Reading features in process: the one module of this service that the others import to read.
+
+`FeatureReader.user` is for a request (async, never later than its time-out, never raises for a dead store); the rest
+blocks and belongs into `await database.run(...)` or a tool. The work is done in `services/features/reading/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from services.features.reading.catalogue import ItemRow, read_changed_items
+from services.features.reading.daily import DailyActions, read_daily_actions
+from services.features.reading.training import TrainingEvents, read_training_events
+from services.features.reading.view import Cause, HistoryCache, Miss, Store, UserReader, UserView, What
+from shared.actions import ActionTable
+from shared.settings.roots import FeaturesSettings
+from shared.storage.database import Database
+
+__all__ = [
+    "Cause",
+    "DailyActions",
+    "FeatureReader",
+    "ItemRow",
+    "Miss",
+    "Store",
+    "TrainingEvents",
+    "UserView",
+    "What",
+]
+
+
+class FeatureReader:
+    """One a process; `close()` it in the event loop that called `user`."""
+
+    def __init__(
+        self,
+        database: Database,
+        redis: Redis,
+        settings: FeaturesSettings,
+        actions: ActionTable,
+        *,
+        histories: HistoryCache | None = None,
+    ) -> None:
+        self._database = database
+        self._actions = actions
+        if histories is None:
+            from services.features.online.store import HistoryStore
+
+            histories = HistoryStore(redis, settings.history)
+        self._users = UserReader(database, redis, histories, settings.history, actions)
+
+    async def user(self, user_key: str, *, extra_keys: Sequence[str] = (), timeout_s: float) -> UserView:
+        """History, profile and `extra_keys` in one Redis round trip; what Redis cannot be trusted with comes from the
+        database. Defaults and misses for what neither gave within `timeout_s`."""
+        return await self._users.user(user_key, extra_keys, timeout_s)
+
+    async def close(self) -> None:
+        await self._users.close()
+
+    def changed_items(self, since_revision: int, limit: int = 5000) -> list[ItemRow]:
+        """Rows with a higher revision, ordered by (revision, item_index); about `limit`, never half a revision.
+        Raises DatabaseUnavailable, as do the other blocking reads."""
+        with self._database.read() as connection:
+            return read_changed_items(connection, since_revision, limit)
+
+    def daily_actions(self) -> DailyActions:
+        with self._database.read() as connection:
+            return read_daily_actions(connection)
+
+    def training_events(self) -> TrainingEvents:
+        with self._database.read() as connection:
+            return read_training_events(connection, self._actions)
