@@ -47,7 +47,7 @@ class FakeKeys:
         return self.keys.get(text)
 
 
-KEYS = FakeKeys({f"sk_{role}_x": Key(f"key_{role}", role, role) for role in ("client", "server", "admin")})  # type: ignore[arg-type]
+KEYS = FakeKeys({f"sk_{role}_x": Key(f"key_{role}", role, role) for role in ("client", "server", "admin")})
 NO_KEYS = FakeKeys({})
 
 
