@@ -67,4 +67,5 @@ def _row(row: Row[Any]) -> ItemRow:
     values: list[Any] = list(row)
     deleted_at_us = values.pop()
     values[5] = tuple(values[5])
-    return ItemRow(*values, deleted=deleted_at_us is not None)
+    values.append(deleted_at_us is not None)
+    return ItemRow(*values)
