@@ -1,0 +1,58 @@
+"""The recommender's own metrics, declared once. HTTP totals and durations are the web layer's."""
+
+from __future__ import annotations
+
+from shared.observability.metrics import Metrics
+
+# A stage takes microseconds to a few tens of milliseconds.
+STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.068, 0.1, 0.25)
+SLATE_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100)
+
+
+class SlateMetrics:
+    """What requests cost and gave up."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.deadline_misses = metrics.counter(
+            "deadline_misses_total", "Answers handed over after their deadline", ["route"]
+        )
+        self.guarded = metrics.counter(
+            "guard_answers_total", "Answers that the last guard gave because the pipeline overran", ["route"]
+        )
+        self.degraded = metrics.counter(
+            "degraded_stages_total", "Stages that gave something up", ["stage", "cause", "fallback"]
+        )
+        self.slates = metrics.counter("slates_total", "Slates answered", ["route", "scene", "rung"])
+        self.items = metrics.histogram("slate_items", "Items of a slate", ["route"], buckets=SLATE_BUCKETS)
+        self.stages = metrics.histogram(
+            "stage_duration_seconds", "Wall time of a stage", ["stage"], buckets=STAGE_BUCKETS_S
+        )
+        self.removed = metrics.counter("candidates_removed_total", "Candidates that a filter took away", ["stage"])
+
+
+class JournalMetrics:
+    """The journal of served slates: what waits, and what was lost."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.written = metrics.counter("journal_slates_written_total", "Slates handed to the operating system")
+        self.lost = metrics.counter("journal_slates_lost_total", "Slates that no journal holds", ["cause"])
+        self.late = metrics.counter("journal_slates_late_total", "Slates answered before their write was confirmed")
+        self.drained = metrics.counter("journal_slates_drained_total", "Slates that the database holds")
+        self.skipped = metrics.counter(
+            "journal_slates_skipped_total", "Slates not put into the database on purpose", ["cause"]
+        )
+        self.waiting = metrics.gauge("journal_slates_waiting", "Slates that the database does not hold yet")
+        self.drain_failures = metrics.counter("journal_drain_failures_total", "Drains that failed", ["cause"])
+
+
+class ServingMetrics:
+    """What is being served."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.swaps = metrics.counter("release_swaps_total", "Releases taken into service")
+        self.refused = metrics.counter("release_refusals_total", "Releases that could not be opened", ["cause"])
+        self.refresh_failures = metrics.counter("refresh_failures_total", "Background refreshes that failed", ["what"])
+        self.catalogue_items = metrics.gauge("catalogue_items", "Items in memory")
+        self.catalogue_revision = metrics.gauge("catalogue_revision", "Highest item revision in memory")
+        self.popular_items = metrics.gauge("popular_items", "Items of the popular table")
+        self.index_items = metrics.gauge("index_items", "Items of the open index")

@@ -1,0 +1,92 @@
+"""Keeps the popular table level with the daily counts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import numpy as np
+
+from services.recommender.metrics import ServingMetrics
+from services.recommender.popular import DailyColumns, PopularTable
+from services.recommender.serving.state import ServingState, StateHolder
+from shared.actions import ActionTable
+from shared.errors import DatabaseUnavailable
+from shared.storage.database import Database
+
+INTERVAL_S = 3.0
+# Reading the counts costs the database by their number; 1 in 20 of the time at most.
+SHARE = 20.0
+
+
+class DailyReader(Protocol):
+    """The part of FeatureReader that is needed; blocking."""
+
+    def daily_actions(self) -> DailyColumns: ...
+
+
+class PopularRefresher:
+    """`run()` for ever in one task. The table is built anew only when counts, categories or the catalogue changed."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        reader: DailyReader,
+        holder: StateHolder,
+        actions: ActionTable,
+        metrics: ServingMetrics,
+        half_life_days: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._database = database
+        self._reader = reader
+        self._holder = holder
+        self._actions = actions
+        self._metrics = metrics
+        self._half_life_days = half_life_days
+        self._clock = clock
+        self._sleep = sleep
+        self._seen: tuple[bytes, int] | None = None
+        self.status = "not read yet"
+        self.loaded = False
+
+    async def run(self) -> None:
+        while True:
+            started = self._clock()
+            await self.refresh()
+            await self._sleep(max(INTERVAL_S, SHARE * (self._clock() - started)))
+
+    async def refresh(self) -> bool:
+        """True when a new table is in service. A dead database leaves the last one."""
+        try:
+            daily = await self._database.run(self._reader.daily_actions)
+        except DatabaseUnavailable as error:
+            self.status = error.detail
+            self._metrics.refresh_failures.labels("popular").inc()
+            return False
+        state = self._holder.current()
+        seen = (await asyncio.to_thread(_fingerprint, daily), state.catalogue.revision)
+        changed = seen != self._seen
+        if changed:
+            table = await asyncio.to_thread(self._build, daily, state)
+            self._holder.swap(popular=table)
+            self._metrics.popular_items.set(len(table))
+            self._seen = seen
+        self.status = "ok"
+        self.loaded = True
+        return changed
+
+    def _build(self, daily: DailyColumns, state: ServingState) -> PopularTable:
+        return PopularTable.from_daily(daily, self._actions, self._half_life_days, state.catalogue)
+
+
+def _fingerprint(daily: DailyColumns) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for column in (daily.occurred_day, daily.item_index, daily.action, daily.events):
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.digest()
