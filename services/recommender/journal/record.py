@@ -1,0 +1,68 @@
+"""What is kept of a slate: enough to show it again, to explain it and to estimate off-policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+RECORD_FORMAT = 1
+US_PER_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSlate:
+    """Columns over `position`: item_index, score, propensity, source_bits, all of one length.
+
+    `request` becomes the column `recommendations.request`: `body` (as sent, without tokens), `sources` (names of
+    source_bits), `rung`, `actions` and `scores [n][A]`, `reasons`, `last_event_id`; `filtered [[item_index, stage, rule]]`
+    when the request asked `explain`; `exploration {epsilon, pool}` when it explored.
+    """
+
+    recommendation_id: str
+    user_key: str
+    scene: str
+    served_at_us: int
+    release: str
+    model_version: str | None
+    index_version: str | None
+    took_us: int
+    degraded: Sequence[Mapping[str, str]]
+    request: Mapping[str, Any]
+    seed: int
+    item_index: npt.ArrayLike
+    score: npt.ArrayLike
+    propensity: npt.ArrayLike
+    source_bits: npt.ArrayLike
+
+    @property
+    def served_day(self) -> int:
+        return self.served_at_us // US_PER_DAY
+
+
+_FIELDS = tuple(ServedSlate.__slots__)
+
+
+def encode(slate: ServedSlate) -> bytes:
+    """About 20 µs for 10 items: numpy columns are written as they are. Raises TypeError for what is no JSON."""
+    return orjson.dumps([RECORD_FORMAT, *(getattr(slate, name) for name in _FIELDS)], option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def decode(payload: bytes) -> ServedSlate | None:
+    """None for a format that this release does not know. Raises ValueError for what is no record."""
+    values = orjson.loads(payload)
+    if not isinstance(values, list) or not values:
+        raise ValueError("a journal record must be a list")
+    if values[0] != RECORD_FORMAT:
+        return None
+    if len(values) != len(_FIELDS) + 1:
+        raise ValueError(f"a journal record has {len(_FIELDS) + 1} values, not {len(values)}")
+    slate = ServedSlate(**dict(zip(_FIELDS, values[1:], strict=True)))
+    lengths = {np.shape(column) for column in (slate.item_index, slate.score, slate.propensity, slate.source_bits)}
+    if len(lengths) != 1 or len(next(iter(lengths))) != 1:
+        raise ValueError(f"the columns of slate {slate.recommendation_id!a} differ in length")
+    return slate
