@@ -19,8 +19,8 @@ class ServedSlate:
     """Columns over `position`: item_index, score, propensity, source_bits, all of one length.
 
     `request` becomes the column `recommendations.request`: `body` (as sent, without tokens), `sources` (names of
-    source_bits), `rung`, `actions` and `scores [n][A]`, `reasons`, `last_event_id`; `filtered [[item_index, stage, rule]]`
-    when the request asked `explain`; `exploration {epsilon, pool}` when it explored.
+    source_bits), `rung`, `actions` and `scores [n][A]`, `reasons`, `last_event_id`; `filtered [[item_index, stage,
+    rule]]` when the request asked `explain`; `exploration {epsilon, pool}` when it explored.
     """
 
     recommendation_id: str

@@ -49,7 +49,12 @@ class SegmentWriter:
         """Raises OSError."""
         self.path = path
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        _write_all(self._file, _HEADER.pack(MAGIC, _HEADER.size), 0)
+        try:
+            _write_all(self._file, _HEADER.pack(MAGIC, _HEADER.size), 0)
+        except OSError:
+            os.close(self._file)
+            path.unlink()
+            raise
         self.size = _HEADER.size
 
     def append(self, frames: bytes) -> int:

@@ -28,22 +28,27 @@ FSYNC_S = 1.0
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     recommendation_id: str
-    payload: bytes
+    framed: bytes
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[bool]
 
 
 class JournalWriter:
-    """`submit` from an event loop; everything else happens in the one thread. `on_written` is called there."""
+    """`submit` from an event loop; everything else happens in the one thread. `on_written` is called there.
+
+    `lock` is held from before a record can be read from the file until `on_written` has returned, so that a drain
+    that takes it knows of every record it has read.
+    """
 
     def __init__(self, folder: Path, on_written: Callable[[Sequence[tuple[str, Place]]], None]) -> None:
         self._folder = folder
         self._on_written = on_written
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(QUEUE_RECORDS)
         self._segment: SegmentWriter | None = None
-        self._number = 0
+        self._number = max((int(path.stem) for path in folder.glob(f"*{SUFFIX}")), default=0)
         self._unsynced_since: float | None = None
         self._failing = False
+        self.lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -51,18 +56,14 @@ class JournalWriter:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    @property
-    def current(self) -> Path | None:
-        """The segment that may still grow."""
-        segment = self._segment
-        return None if segment is None else segment.path
-
     def submit(self, recommendation_id: str, payload: bytes) -> asyncio.Future[bool] | None:
-        """A future that becomes True once the kernel has the record, False when the disk refused it. None: full."""
+        """A future that becomes True once the kernel has the record, False when the disk refused it. None: the
+        queue is full. Raises ValueError for a record too large to keep."""
+        framed = frame(payload)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[bool] = loop.create_future()
         try:
-            self._queue.put_nowait(_Waiting(recommendation_id, payload, loop, done))
+            self._queue.put_nowait(_Waiting(recommendation_id, framed, loop, done))
         except queue.Full:
             return None
         return done
@@ -102,10 +103,9 @@ class JournalWriter:
         return batch, True
 
     def _write(self, batch: Sequence[_Waiting]) -> None:
-        frames = [frame(entry.payload) for entry in batch]
         try:
-            segment = self._segment_for(sum(map(len, frames)))
-            offset = segment.append(b"".join(frames))
+            with self.lock:
+                self._append(batch)
         except OSError as error:
             if not self._failing:
                 _log.error("the journal cannot write; slates go unrecorded", folder=str(self._folder), exc_info=error)
@@ -115,12 +115,18 @@ class JournalWriter:
         self._failing = False
         if self._unsynced_since is None:
             self._unsynced_since = time.monotonic()
-        places = []
-        for entry, framed in zip(batch, frames, strict=True):
-            places.append((entry.recommendation_id, Place(segment.path, offset, offset + len(framed))))
-            offset += len(framed)
-        self._on_written(places)
         _tell(batch, written=True)
+
+    def _append(self, batch: Sequence[_Waiting]) -> None:
+        frames = b"".join(entry.framed for entry in batch)
+        segment = self._segment_for(len(frames))
+        offset = segment.append(frames)
+        places = []
+        for entry in batch:
+            end = offset + len(entry.framed)
+            places.append((entry.recommendation_id, Place(segment.path, offset, end)))
+            offset = end
+        self._on_written(places)
 
     def _segment_for(self, size: int) -> SegmentWriter:
         segment = self._segment

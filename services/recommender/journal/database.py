@@ -1,0 +1,107 @@
+"""Served slates in the database: put there once however often it is tried, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Table, select
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.sql.dml import Insert
+
+from services.recommender.journal.record import ServedSlate
+from shared.storage.tables import recommendation_items, recommendations, user_state
+
+
+def put_slates(connection: Connection, slates: Sequence[ServedSlate]) -> int:
+    """Inserts what is not there yet, by recommendation_id; the caller owns the transaction. Returns how many slates
+    were left out because their user was deleted after they were served."""
+    deleted = _deleted_users(connection, {slate.user_key for slate in slates})
+    kept = [slate for slate in slates if slate.served_at_us > deleted.get(slate.user_key, -1)]
+    if kept:
+        connection.execute(_insert_new(connection, recommendations), [_slate_row(slate) for slate in kept])
+        items = [row for slate in kept for row in _item_rows(slate)]
+        if items:
+            connection.execute(_insert_new(connection, recommendation_items), items)
+    return len(slates) - len(kept)
+
+
+def load_slate(connection: Connection, recommendation_id: str) -> ServedSlate | None:
+    table, items = recommendations.c, recommendation_items.c
+    row = connection.execute(select(recommendations).where(table.recommendation_id == recommendation_id)).first()
+    if row is None:
+        return None
+    rows = connection.execute(
+        select(items.item_index, items.score, items.propensity, items.source_bits)
+        .where(items.recommendation_id == recommendation_id)
+        .order_by(items.position)
+    ).all()
+    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    return ServedSlate(
+        recommendation_id=row.recommendation_id,
+        user_key=row.user_key,
+        scene=row.scene,
+        served_at_us=row.served_at_us,
+        release=row.release,
+        model_version=row.model_version,
+        index_version=row.index_version,
+        took_us=row.took_us,
+        degraded=row.degraded,
+        request=row.request,
+        seed=row.seed or 0,
+        item_index=columns[0],
+        score=columns[1],
+        propensity=columns[2],
+        source_bits=columns[3],
+    )
+
+
+def _deleted_users(connection: Connection, user_keys: Iterable[str]) -> dict[str, int]:
+    """A journal may outlive its users: what they were shown must not come back after their deletion."""
+    query = select(user_state.c.user_key, user_state.c.deleted_at_us).where(
+        user_state.c.user_key.in_(sorted(user_keys)), user_state.c.deleted_at_us.is_not(None)
+    )
+    return {row.user_key: row.deleted_at_us for row in connection.execute(query)}
+
+
+def _insert_new(connection: Connection, table: Table) -> Insert:
+    """Not INSERT IGNORE: on MySQL that would also cut values that do not fit."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    statement = mysql.insert(table)
+    return statement.on_duplicate_key_update(recommendation_id=table.c.recommendation_id)
+
+
+def _slate_row(slate: ServedSlate) -> dict[str, Any]:
+    return {
+        "recommendation_id": slate.recommendation_id,
+        "user_key": slate.user_key,
+        "scene": slate.scene,
+        "served_at_us": slate.served_at_us,
+        "served_day": slate.served_day,
+        "release": slate.release,
+        "model_version": slate.model_version,
+        "index_version": slate.index_version,
+        "took_us": slate.took_us,
+        "degraded": list(slate.degraded),
+        "request": dict(slate.request),
+        "seed": slate.seed,
+    }
+
+
+def _item_rows(slate: ServedSlate) -> list[dict[str, Any]]:
+    columns = (np.asarray(slate.item_index), slate.score, slate.propensity, slate.source_bits)
+    lists = (np.asarray(column).tolist() for column in columns)
+    return [
+        {
+            "recommendation_id": slate.recommendation_id,
+            "position": position,
+            "item_index": item_index,
+            "score": score,
+            "propensity": propensity,
+            "source_bits": source_bits,
+            "served_day": slate.served_day,
+        }
+        for position, (item_index, score, propensity, source_bits) in enumerate(zip(*lists, strict=True))
+    ]
