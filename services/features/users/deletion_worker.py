@@ -25,7 +25,6 @@ from services.features.users.deletions import (
 from services.features.users.latents import LatentsDoor
 from services.features.users.profile_cache import TOMBSTONE_TTL_S, ProfileCache
 from services.features.users.profiles import clear_dirty
-from shared.actions import ActionTable
 from shared.contracts.history import UserHistory
 from shared.errors import DatabaseUnavailable
 from shared.observability.logging import get_logger
@@ -58,7 +57,6 @@ class DeletionStores:
     redis: Redis
     histories: Histories
     latents: LatentsDoor
-    actions: ActionTable
     scenes: tuple[str, ...]
 
 
@@ -149,23 +147,24 @@ class DeletionWorker:
             counts = await self._stores.database.run(remove_rows, self._stores.database, key, self._stop.is_set)
             removed = {table: removed.get(table, 0) + count for table, count in counts.items()}
         note = "the id itself is kept with the time of its deletion, so that late events can be refused"
-        return {"state": "done", "removed": {"users": 1, **removed}, "note": note}
+        return {"state": "done", "removed": {**deletion.receipts["mysql"]["removed"], **removed}, "note": note}
 
     async def _redis(self, deletion: Deletion) -> Receipt:
         """Empty values of a newer revision, gone after a minute: a plain DEL would let a write-back that is under way
         bring the old rows back."""
         keys = await self._keys(deletion)
         revisions = await self._stores.database.run(self._revisions, keys)
-        for key in keys:
-            await self._stores.histories.replace(UserHistory(key, revision=revisions.get(key, 0), source="database"))
-            held = await self._stores.redis.hget(history_key(key), "rev")  # type: ignore[misc]
-            if held is not None and int(held) == revisions.get(key, 0):
+        for key, revision in revisions.items():
+            await self._stores.histories.replace(UserHistory(key, revision=revision, source="database"))
+            held = await self._stores.redis.hget(history_key(key), "rev")
+            if held is not None and int(held) == revision:
                 await self._stores.redis.expire(history_key(key), TOMBSTONE_TTL_S)
             await self._profiles.bury(key, deletion.requested_at_us)
         await self._stores.database.run(self._clear_dirty, keys, deletion.requested_at_us)
-        return {"state": "done", "keys": 2 * len(keys)}
+        return {"state": "done", "keys": 2 * len(revisions)}
 
     def _revisions(self, keys: list[str]) -> dict[str, int]:
+        """Of those that are still deleted: one that was PUT again has new values in Redis."""
         with self._stores.database.read() as connection:
             rows = connection.execute(
                 select(user_state.c.user_key, user_state.c.revision).where(

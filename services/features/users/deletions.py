@@ -1,7 +1,7 @@
 """Deletions in the database: the request, its receipts, and the rows that go.
 
-A request hides the user at once (profile gone, `deleted_at_us` set, history empty by a new revision); the rows follow in
-chunks, each its own transaction, so that a crash in between only means going on.
+A request hides the user at once (profile gone, `deleted_at_us` set, history empty by a new revision); the rows follow
+in chunks, each its own transaction, so that a crash in between only means going on.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ def request_deletion(connection: Connection, user_key: str, now_us: int) -> str:
         last = select(deletions.c.deletion_id).where(deletions.c.user_key == user_key)
         found = connection.scalar(last.order_by(desc(deletions.c.requested_at_us)).limit(1))
         if found is not None:
-            return found
+            return str(found)
     deletion_id = f"del_{secrets.token_hex(12)}"
-    connection.execute(delete(users).where(users.c.user_key == user_key))
+    profiles = connection.execute(delete(users).where(users.c.user_key == user_key)).rowcount
+    receipts: dict[str, Receipt] = {store: {"state": "pending"} for store in STORES}
+    receipts["mysql"]["removed"] = {"users": profiles}
     for key in [user_key, *merged_visitors(connection, user_key)]:
         hidden = {"deleted_at_us": now_us, "dirty_since_us": now_us}
         row = {"user_key": key, "revision": 1, **hidden}
@@ -69,7 +71,7 @@ def request_deletion(connection: Connection, user_key: str, now_us: int) -> str:
             deletion_id=deletion_id,
             user_key=user_key,
             requested_at_us=now_us,
-            receipts={store: {"state": "pending"} for store in STORES},
+            receipts=receipts,
         )
     )
     return deletion_id

@@ -64,14 +64,21 @@ class ProfileCache:
     """Raises what shared.storage.redis.RedisFailure names; the caller decides what a lost cache write means."""
 
     def __init__(self, redis: Redis) -> None:
-        self._store = redis.register_script(_STORE)
+        self._redis = redis
 
     async def store(self, user_key: str, profile: Profile) -> None:
         await self._put(user_key, profile, PROFILE_TTL_S)
+
+    async def store_many(self, profiles: Mapping[str, Profile]) -> None:
+        """In one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for user_key, profile in profiles.items():
+            pipe.eval(_STORE, 1, profile_key(user_key), profile.updated_at_us, encode(profile), PROFILE_TTL_S)
+        await pipe.execute()
 
     async def bury(self, user_key: str, at_us: int) -> None:
         """An empty profile that outlives any write-back in flight, and then is gone."""
         await self._put(user_key, Profile(updated_at_us=at_us), TOMBSTONE_TTL_S)
 
     async def _put(self, user_key: str, profile: Profile, ttl_s: int) -> None:
-        await self._store(keys=[profile_key(user_key)], args=[profile.updated_at_us, encode(profile), ttl_s])
+        await self._redis.eval(_STORE, 1, profile_key(user_key), profile.updated_at_us, encode(profile), ttl_s)

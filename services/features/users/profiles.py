@@ -59,6 +59,7 @@ def put_profiles(connection: Connection, writes: Sequence[ProfileWrite], now_us:
         created_us = now_us if old is None else old.created_at_us
         written.append(UserProfile(key, wanted[key].properties, wanted[key].segments, created_us, changed_us))
     _store(connection, written, now_us)
+    _restore_visitors(connection, keys)
     return PutResult(tuple(written), frozenset(keys) - before.keys(), refused)
 
 
@@ -92,8 +93,7 @@ def get_profile(connection: Connection, user_key: str) -> UserProfile:
 def list_profiles(connection: Connection, after: str, limit: int) -> list[UserProfile]:
     """By user_key, from the first one behind `after`: rows that come and go never shift a page."""
     page = select(*_COLUMNS).where(users.c.user_key > after).order_by(users.c.user_key).limit(limit)
-    rows: Sequence[Row[Any]] = connection.execute(page).all()
-    return [_profile(row) for row in rows]
+    return [_profile(row) for row in connection.execute(page)]
 
 
 def clear_dirty(connection: Connection, user_keys: Sequence[str], marked_us: int) -> None:
@@ -147,11 +147,18 @@ def _store(connection: Connection, profiles: Sequence[UserProfile], now_us: int)
     )
 
 
-def _read(connection: Connection, user_keys: Sequence[str], *, lock: bool) -> Sequence[Row[Any]]:
+def _restore_visitors(connection: Connection, user_keys: Sequence[str]) -> None:
+    """Visitors that were deleted together with their user are no longer refused either."""
+    known = select(deletions.c.user_key).where(deletions.c.user_key.in_(user_keys))
+    back = list(connection.scalars(known))
+    if back:
+        connection.execute(update(user_state).where(user_state.c.merged_into.in_(back)).values(deleted_at_us=None))
+
+
+def _read(connection: Connection, user_keys: Sequence[str], *, lock: bool) -> list[Row[*tuple[Any, ...]]]:
     statement = select(*_COLUMNS).where(users.c.user_key.in_(user_keys)).order_by(users.c.user_key)
-    rows: Sequence[Row[Any]] = connection.execute(statement.with_for_update() if lock else statement).all()
-    return rows
+    return list(connection.execute(statement.with_for_update() if lock else statement))
 
 
-def _profile(row: Row[Any]) -> UserProfile:
+def _profile(row: Row[*tuple[Any, ...]]) -> UserProfile:
     return UserProfile(row.user_key, row.properties, tuple(row.segments), row.created_at_us, row.updated_at_us)
