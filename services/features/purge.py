@@ -1,6 +1,7 @@
 """The daily purge: rows past their retention go, in small chunks, so that no writer ever waits long for it.
 
-Nothing is remembered between runs: what is still too old is found again, so a crash only means that the next run goes on.
+Nothing is remembered between runs: what is still too old is found again, so a crash only means that the next run goes
+on.
 """
 
 from __future__ import annotations
@@ -8,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from prometheus_client import Counter
-from sqlalchemy import Column, Connection, Table, delete, select, tuple_
+from sqlalchemy import Column, Connection, Table, delete, func, select, tuple_
 
 from shared.errors import DatabaseUnavailable
 from shared.observability.logging import get_logger
@@ -31,40 +31,39 @@ DAY_US = 86_400_000_000
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Rows of `table` whose `day` is below the cut-off go; `key` is the primary key."""
+def purge_events(connection: Connection, before_us: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    """Retention counts from when an event was received: an imported archive of old years stays as long as a live event.
 
-    table: Table
-    day: Column[int]
-    retention_days: int
-
-    @property
-    def key(self) -> list[Column[Any]]:
-        return list(self.table.primary_key)
+    Rows came in that order, so the oldest lead the primary key and a chunk looks at no others.
+    """
+    front = select(events.c.event_seq, events.c.received_at_us).order_by(events.c.event_seq).limit(chunk_rows)
+    old = [row.event_seq for row in connection.execute(front) if row.received_at_us < before_us]
+    return connection.execute(delete(events).where(events.c.event_seq.in_(old))).rowcount if old else 0
 
 
-def rules(settings: FeaturesSettings) -> tuple[Rule, ...]:
-    """Slots before their slates: a slate that is left without slots is found and removed by the next run."""
-    return (
-        Rule(events, events.c.occurred_day, settings.event_retention_days),
-        Rule(item_daily, item_daily.c.occurred_day, settings.event_retention_days),
-        Rule(recommendation_items, recommendation_items.c.served_day, settings.slate_retention_days),
-        Rule(recommendations, recommendations.c.served_day, settings.slate_retention_days),
-    )
+def purge_item_daily(connection: Connection, before_day: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    """Counts go once no event of their day or an earlier one is left."""
+    oldest = connection.scalar(select(func.min(events.c.occurred_day)))
+    cut = before_day if oldest is None else min(before_day, oldest)
+    return _purge_days(connection, item_daily, item_daily.c.occurred_day, cut, chunk_rows)
 
 
-def purge_chunk(connection: Connection, rule: Rule, today: int, chunk_rows: int = CHUNK_ROWS) -> int:
+def purge_slates(connection: Connection, before_day: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    return _purge_days(connection, recommendations, recommendations.c.served_day, before_day, chunk_rows)
+
+
+def purge_slots(connection: Connection, before_day: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    return _purge_days(connection, recommendation_items, recommendation_items.c.served_day, before_day, chunk_rows)
+
+
+def _purge_days(connection: Connection, table: Table, day: Column[int], before_day: int, chunk_rows: int) -> int:
     """Deletes up to `chunk_rows` of the oldest rows; fewer than that: there are no more."""
-    old = rule.day < today - rule.retention_days
-    keys = connection.execute(select(*rule.key).where(old).order_by(rule.day).limit(chunk_rows)).all()
+    key = list(table.primary_key)
+    keys = connection.execute(select(*key).where(day < before_day).order_by(day).limit(chunk_rows)).all()
     if not keys:
         return 0
-    if len(rule.key) == 1:
-        chosen: Any = rule.key[0].in_([key[0] for key in keys])
-    else:
-        chosen = tuple_(*rule.key).in_([tuple(key) for key in keys])
-    return connection.execute(delete(rule.table).where(chosen)).rowcount
+    chosen = tuple_(*key).in_([tuple(row) for row in keys]) if len(key) > 1 else key[0].in_([row[0] for row in keys])
+    return connection.execute(delete(table).where(chosen)).rowcount
 
 
 def purge_late_slates(connection: Connection, since_us: int, chunk_rows: int = CHUNK_ROWS) -> int:
@@ -97,7 +96,8 @@ class Purge:
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self._database = database
-        self._rules = rules(settings)
+        self._event_days = settings.event_retention_days
+        self._slate_days = settings.slate_retention_days
         self._clock = clock
         self._sleep = sleep
         self._chunk_rows = chunk_rows
@@ -122,24 +122,28 @@ class Purge:
         """Rows removed by table. Raises DatabaseUnavailable; the chunks before it stay removed."""
         now_us = int(self._clock() * 1_000_000)
         today = now_us // DAY_US
-        removed: dict[str, int] = {}
-        for rule in self._rules:
-            work = self._chunk_of(lambda connection, rule=rule: purge_chunk(connection, rule, today, self._chunk_rows))
-            removed[rule.table.name] = await self._drain(rule.table.name, work)
-        late = self._chunk_of(lambda connection: purge_late_slates(connection, now_us - 2 * DAY_US, self._chunk_rows))
-        removed[recommendations.name] += await self._drain(recommendations.name, late)
+        events_day, slates_day = today - self._event_days, today - self._slate_days
+        removed = {
+            "events": await self._drain("events", purge_events, events_day * DAY_US),
+            "item_daily": await self._drain("item_daily", purge_item_daily, events_day),
+            "recommendation_items": await self._drain("recommendation_items", purge_slots, slates_day),
+            "recommendations": await self._drain("recommendations", purge_slates, slates_day),
+            "late_slates": await self._drain("late_slates", purge_late_slates, now_us - 2 * DAY_US),
+        }
         self._finished.set(self._clock())
         return removed
 
-    def _chunk_of(self, work: Callable[[Connection], int]) -> Callable[[], int]:
-        return lambda: self._database.transact(work)
-
-    async def _drain(self, table: str, chunk: Callable[[], int]) -> int:
+    async def _drain(self, what: str, purge: Callable[[Connection, int, int], int], before: int) -> int:
+        work = partial(_chunk, purge, before, self._chunk_rows)
         total = 0
         while True:
-            count = await self._database.run(chunk)
+            count: int = await self._database.run(self._database.transact, work)
             total += count
-            self._purged.labels(table).inc(count)
+            self._purged.labels(what).inc(count)
             if count < self._chunk_rows:
                 return total
             await self._sleep(PAUSE_S)
+
+
+def _chunk(purge: Callable[[Connection, int, int], int], before: int, chunk_rows: int, connection: Connection) -> int:
+    return purge(connection, before, chunk_rows)
