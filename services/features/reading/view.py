@@ -87,6 +87,7 @@ class UserReader:
         cached, cause = await self._ask_redis(user_key, extra_keys, timeout_s * REDIS_SHARE)
         if cached.lease and cached.history is not None and cached.profile is not None:
             return _view(cached.history, cached.profile, cached.extras, ())
+        answered = cause == "absent"
         misses = _redis_misses(cached, cause, asked_extras=bool(extra_keys))
         revision = cached.history.revision if cached.history is not None else None
         stored, cause = await self._ask_database(user_key, revision, deadline - clock())
@@ -96,7 +97,8 @@ class UserReader:
             history = cached.history or UserHistory(user_key)
             return _view(history, cached.profile or Profile(), extras, misses)
         misses += _stale(cached, stored)
-        self._write_back(user_key, cached, stored)
+        if answered:
+            self._write_back(user_key, cached, stored)
         history = stored.history or cached.history or UserHistory(user_key)
         return _view(history, stored.profile, extras, misses)
 
@@ -137,8 +139,8 @@ class UserReader:
             )
 
     def _write_back(self, user_key: str, cached: Cached, stored: Stored) -> None:
-        """Nothing of a deleted user goes back, and nothing to a Redis that just failed."""
-        if stored.deleted or self._redis_breaker.is_open:
+        """Nothing of a deleted user goes back."""
+        if stored.deleted:
             return
         profile = stored.profile if stored.profile != cached.profile else None
         if stored.history is not None or profile is not None:

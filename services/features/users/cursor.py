@@ -24,7 +24,7 @@ def unwrap(kind: str, cursor: str) -> str:
         packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         checksum, content = packed[:_CHECKSUM_BYTES], packed[_CHECKSUM_BYTES:]
         found, _, key = content.removeprefix(_FORMAT).decode().partition("\n")
-        intact = zlib.crc32(content).to_bytes(_CHECKSUM_BYTES) == checksum and content.startswith(_FORMAT)
+        intact = zlib.crc32(content).to_bytes(_CHECKSUM_BYTES) == checksum and wrap(found, key) == cursor
     except (binascii.Error, ValueError):
         intact = False
     if not intact or found != kind:
