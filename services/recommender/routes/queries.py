@@ -79,6 +79,12 @@ class QueryBuilder:
         except FilterInvalid as error:
             raise _moved(error, pointer) from None
 
+    def names(self, catalogue: Catalogue, listed: str | None) -> tuple[str, ...]:
+        """Of a query parameter with commas. Raises ValidationFailed."""
+        names = tuple(name.strip() for name in listed.split(",")) if listed else ()
+        _check_properties(catalogue, names, "")
+        return names
+
     def _filter(self, request: Common, pointer: str) -> CompiledFilter | None:
         if request.filter is None:
             return None

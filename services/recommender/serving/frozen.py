@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from redis.asyncio import Redis
 
@@ -90,28 +91,16 @@ class FrozenSlates:
             blob = await self._read.get(_key(user_key, cursor.slate_id))
         except RedisFailure:
             return None, "redis_unavailable"
-        frozen = _unpack(blob) if blob is not None else None
+        frozen = _unpack(blob) if isinstance(blob, bytes) else None
         return frozen, "" if frozen is not None else "expired"
 
 
 def cut(slate: Slate, begin: int, end: int | None = None) -> Slate:
     """The slate with the items of these positions only."""
-    items, place = slate.items, slice(begin, end)
-    return replace(
-        slate,
-        items=replace(
-            items,
-            item_index=items.item_index[place],
-            score=items.score[place],
-            scores=items.scores[place],
-            source_bits=items.source_bits[place],
-            propensity=items.propensity[place],
-            reasons=items.reasons[place],
-        ),
-    )
+    return choose(slate, np.arange(len(slate.items))[begin:end])
 
 
-def choose(slate: Slate, positions: Any) -> Slate:
+def choose(slate: Slate, positions: npt.NDArray[np.intp]) -> Slate:
     """The slate with the items at `positions`, in that order."""
     items = slate.items
     return replace(
@@ -144,7 +133,7 @@ _KEPT = ("release", "model_version", "index_version", "last_event_id")
 
 def _pack(frozen: Frozen) -> bytes:
     items = frozen.slate.items
-    body = {name: np.ascontiguousarray(getattr(items, name)) for name in _COLUMNS}
+    body: dict[str, Any] = {name: np.ascontiguousarray(getattr(items, name)) for name in _COLUMNS}
     body |= {"reasons": items.reasons, "actions": items.actions, "sources": items.sources, "asked": frozen.asked}
     body |= {"rung": frozen.slate.rung, "kept": [getattr(frozen.slate, name) for name in _KEPT]}
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

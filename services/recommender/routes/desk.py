@@ -1,0 +1,222 @@
+"""The way of one slate through a request: query, pipeline or frozen rest, page, journal, answer."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import orjson
+
+from services.recommender.domain import Degradation, Query, Slate
+from services.recommender.journal import Journal
+from services.recommender.routes.answers import answer, record
+from services.recommender.routes.queries import QueryBuilder
+from services.recommender.routes.requests import MAX_COUNT, RankRequest, RecommendRequest, as_logged
+from services.recommender.serving.frozen import MAX_SHOWN, Cursor, Frozen, FrozenSlates, choose, cut, new_slate_id
+from services.recommender.serving.slates import SlateServer
+from services.recommender.serving.state import ServingState, StateHolder
+from shared.contracts.history import Int32
+from shared.observability.tasks import TaskOwner
+from shared.settings.roots import RecommenderSettings
+
+# Pages that are ranked at once and frozen: three more cost the selectors little, and most readers stop there.
+PAGES = 4
+# What JSON and the socket still need once the journal has the slate.
+SEND_S = 0.001
+LEAST_JOURNAL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that was found good. `count`: items of this page; `query.count` may be more."""
+
+    request: RecommendRequest | RankRequest
+    query: Query
+    state: ServingState
+    cursor: Cursor | None
+    arrived: float
+    count: int
+    route: str
+
+    @property
+    def asked(self) -> str:
+        """Frozen pages continue only what was asked for in the same words."""
+        request = self.request
+        words = [request.scene, request.filter, request.filter_values, request.diversity, request.personalized]
+        return orjson.dumps(words, option=orjson.OPT_SORT_KEYS).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What this answer shows, and the rest for the next page. `exhausted`: there is no next page."""
+
+    shown: Slate
+    rest: Slate
+    exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Collaborators of every slate route; `request.state.desk`. `clock` is the monotonic one that deadlines are of."""
+
+    settings: RecommenderSettings
+    builder: QueryBuilder
+    holder: StateHolder
+    server: SlateServer
+    frozen: FrozenSlates
+    journal: Journal
+    tasks: TaskOwner
+    clock: Callable[[], float] = time.monotonic
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+
+    def deadline(self, arrived: float, deadline_ms: int | None) -> float:
+        return arrived + (self.settings.deadline_ms if deadline_ms is None else deadline_ms) / 1000
+
+    def prepare(
+        self,
+        request: RecommendRequest | RankRequest,
+        *,
+        arrived: float,
+        deadline: float,
+        route: str,
+        extra: int = 0,
+        pointer: str = "",
+    ) -> Prepared:
+        """Raises what QueryBuilder.build raises, and ValidationFailed for a bad cursor. `extra`: items that other
+        shelves may take away."""
+        state = self.holder.current()
+        cursor = None
+        if isinstance(request, RankRequest):
+            count = depth = len(request.input_list) if request.count is None else request.count
+        else:
+            count = request.count
+            cursor = None if request.cursor is None else Cursor.decode(request.cursor)
+            depth = max(count, min(PAGES * count, MAX_COUNT)) + extra
+        query = self.builder.build(
+            request,
+            catalogue=state.catalogue,
+            count=depth,
+            deadline=deadline,
+            now_us=self.now_us(),
+            exclude=_shown(cursor, state),
+            pointer=pointer,
+        )
+        return Prepared(request, query, state, cursor, arrived, count, route)
+
+    async def slate(self, prepared: Prepared) -> Slate:
+        """The frozen rest of a cursor when there is any, else a fresh one. Raises NothingToServe."""
+        lost = ""
+        if prepared.cursor is not None:
+            frozen, lost = await self.frozen.find(prepared.query.user_key, prepared.cursor)
+            if frozen is not None and frozen.asked == prepared.asked:
+                rest = _still_servable(frozen.slate, prepared)
+                if len(rest.items):
+                    return rest
+        slate = await self.server.serve(prepared.query, route=prepared.route)
+        if not lost:
+            return slate
+        degradation = Degradation("cursor", lost, "fresh_slate")
+        self.server.count_degradation(degradation)
+        return replace(slate, degraded=(*slate.degraded, degradation))
+
+    def page(self, prepared: Prepared, slate: Slate, *, taken: Int32) -> Page:
+        """The first `count` items that are not `taken`."""
+        positions = np.flatnonzero(~np.isin(slate.items.item_index, taken))
+        shown, rest = positions[: prepared.count], positions[prepared.count :]
+        # A full page without a rest may still have something behind it, unless the depth was not reached.
+        exhausted = len(shown) < prepared.count or (len(rest) == 0 and len(slate.items) < prepared.query.count)
+        return Page(choose(slate, shown), choose(slate, rest), exhausted)
+
+    def without(self, page: Page, taken: Int32) -> Page:
+        """Nothing `taken` is left in the rest."""
+        return replace(page, rest=choose(page.rest, np.flatnonzero(~np.isin(page.rest.items.item_index, taken))))
+
+    def whole(self, prepared: Prepared, slate: Slate) -> Page:
+        """For rank: one page, and nothing behind it."""
+        return Page(cut(slate, 0, prepared.count), cut(slate, prepared.count), exhausted=True)
+
+    def next_cursor(self, prepared: Prepared, page: Page, *, others: Int32) -> str | None:
+        """Keeps the rest behind the answer's back. `others`: what the page's other shelves show."""
+        before = np.empty(0, np.int32) if prepared.cursor is None else prepared.cursor.shown
+        shown = np.unique(np.concatenate([before, page.shown.items.item_index, others])).astype(np.int32)
+        if page.exhausted or len(shown) > MAX_SHOWN:
+            return None
+        cursor = Cursor(new_slate_id(), shown)
+        if len(page.rest.items):
+            frozen = Frozen(prepared.asked, page.rest)
+            self.tasks.spawn("frozen slate", self.frozen.keep(prepared.query.user_key, cursor.slate_id, frozen))
+        return cursor.encode()
+
+    async def answer(self, prepared: Prepared, page: Page, next_cursor: str | None) -> dict[str, Any]:
+        """The answer's JSON object, once the journal holds the slate or can be waited for no longer."""
+        recommendation_id = new_recommendation_id(prepared.query.now_us)
+        query, slate = prepared.query, page.shown
+        took_s = self.clock() - prepared.arrived
+        served = record(
+            slate,
+            query,
+            recommendation_id=recommendation_id,
+            request=as_logged(prepared.request),
+            page=_continued(prepared),
+            took_us=round(took_s * 1e6),
+        )
+        left = max(LEAST_JOURNAL_S, query.deadline - self.clock() - SEND_S)
+        await self.journal.append(served, timeout_s=left)
+        body = answer(
+            slate,
+            recommendation_id=recommendation_id,
+            catalogue=prepared.state.catalogue,
+            properties=prepared.request.return_properties,
+            explain=query.explain,
+            next_cursor=next_cursor,
+            took_ms=(self.clock() - prepared.arrived) * 1000,
+        )
+        self.server.answered(query.deadline, route=prepared.route)
+        return body
+
+    def checked(self, prepared: Prepared) -> dict[str, Any]:
+        """The answer to `validate_only`: the same shape, without items, and nothing is kept of it."""
+        empty: dict[str, Any] = {
+            "recommendation_id": "",
+            "items": [],
+            "next_cursor": None,
+            "experiments": [],
+            "last_event_id": None,
+        }
+        state = prepared.state
+        versions = {
+            "release": state.release_name or None,
+            "model_version": state.model_version,
+            "index_version": state.index_version,
+        }
+        took_ms = round((self.clock() - prepared.arrived) * 1000, 3)
+        return {**empty, **versions, "degraded_stages": [], "stage_ms": {}, "took_ms": took_ms, "validate_only": True}
+
+
+def new_recommendation_id(now_us: int) -> str:
+    """32 hex digits that begin with the time, so that new rows go to the end of the primary key."""
+    return f"{now_us // 1000:012x}{secrets.token_hex(10)}"
+
+
+def _continued(prepared: Prepared) -> Mapping[str, Any] | None:
+    if prepared.cursor is None:
+        return None
+    return {"slate_id": prepared.cursor.slate_id, "offset": len(prepared.cursor.shown)}
+
+
+def _shown(cursor: Cursor | None, state: ServingState) -> Int32:
+    """A cursor comes from outside: what is no item_index must not get near an array."""
+    if cursor is None:
+        return np.empty(0, np.int32)
+    return cursor.shown[(cursor.shown >= 0) & (cursor.shown < state.catalogue.size)]
+
+
+def _still_servable(slate: Slate, prepared: Prepared) -> Slate:
+    """What was hidden, deleted or excluded since the slate was frozen is left out."""
+    query, item_index = prepared.query, slate.items.item_index
+    allowed = prepared.state.catalogue.servable(query.now_us, item_index) & ~np.isin(item_index, query.exclude)
+    return choose(slate, np.flatnonzero(allowed))
