@@ -38,8 +38,8 @@ async def recommend(body: RecommendRequest, request: Request, principal: Caller)
 async def recommend_batch(body: BatchRequest, request: Request, principal: Caller) -> Response:
     """Shelves are made at the same time; an item that two of them want goes to the earlier one. A propensity is that of
     the shelf on its own."""
-    for shelf in body.requests:
-        authorize_user(principal, shelf.user_id, shelf.visitor_id, shelf.user_token)
+    for asked in body.requests:
+        authorize_user(principal, asked.user_id, asked.visitor_id, asked.user_token)
     desk: Desk = request.state.desk
     at = arrived(request)
     shelves = _prepare(desk, body, at)

@@ -14,7 +14,7 @@ from services.recommender.domain import source_names
 from services.recommender.journal import ServedSlate
 from services.recommender.routes.answers import AnswerItem, DegradedStage
 from services.recommender.routes.desk import Desk
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, DatabaseUnavailable, NotFound
 from shared.identity import ID_MAX_LENGTH, ID_PATTERN, split_user_key
 from shared.web.auth import require
 from shared.web.json import JsonResponse
@@ -116,7 +116,7 @@ def _rows(slate: ServedSlate, catalogue: Catalogue) -> list[dict[str, Any]]:
     rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
     return [
         {
-            "item_id": catalogue.item_id(int(item_index)),
+            "item_id": _name(catalogue, item_index),
             "position": position,
             "score": score,
             "scores": dict(zip(actions, scores[position], strict=False)) if position < len(scores) else {},
@@ -127,6 +127,13 @@ def _rows(slate: ServedSlate, catalogue: Catalogue) -> list[dict[str, Any]]:
         }
         for position, (item_index, score, propensity, bits) in enumerate(rows)
     ]
+
+
+def _name(catalogue: Catalogue, item_index: int) -> str:
+    try:
+        return catalogue.item_id(item_index)
+    except KeyError:
+        raise DatabaseUnavailable("the catalogue is still being read; ask again in a second", retry_after_s=1.0) from None
 
 
 def _rfc3339(at_us: int) -> str:

@@ -1,0 +1,54 @@
+"""The recommender's application. What stands behind the routes is put together in `wiring`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+from services.recommender import wiring
+from services.recommender.routes import browse, forward, rank, recommend, recommendations
+from services.recommender.routes.arrival import ArrivalMiddleware
+from services.recommender.serving.readiness import ReadinessBoard
+from shared.observability.metrics import Metrics
+from shared.settings.load import Loaded
+from shared.settings.roots import Settings
+from shared.web.app import Lifespan, create_app
+
+TITLE = "SilkRec recommender"
+SERVICE = "recommender"
+ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router)
+
+
+def build(loaded: Loaded) -> FastAPI:
+    """Nothing is opened before the lifespan begins. Raises ConfigurationError."""
+    metrics = Metrics(SERVICE)
+    board = ReadinessBoard()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        async with wiring.opened(loaded, metrics, board) as state:
+            yield state
+
+    return assemble(loaded.settings, metrics=metrics, board=board, lifespan=lifespan)
+
+
+def assemble(settings: Settings, *, metrics: Metrics, board: ReadinessBoard, lifespan: Lifespan) -> FastAPI:
+    """The application around any `lifespan` that yields `settings`, `keys` and `desk` (and `forwarder`)."""
+    app = create_app(
+        title=TITLE,
+        lifespan=lifespan,
+        settings=settings,
+        service=SERVICE,
+        metrics=metrics,
+        max_body_bytes=forward.body_limit(settings),
+        ready=board.now,
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    if settings.recommender.features_url:
+        app.include_router(forward.router)  # last: what is ours is never forwarded
+    app.add_middleware(ArrivalMiddleware)
+    return app
