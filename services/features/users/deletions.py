@@ -62,10 +62,20 @@ def request_deletion(connection: Connection, user_key: str, now_us: int) -> str:
     profiles = connection.execute(delete(users).where(users.c.user_key == user_key)).rowcount
     receipts: dict[str, Receipt] = {store: {"state": "pending"} for store in STORES}
     receipts["mysql"]["removed"] = {"users": profiles}
-    for key in [user_key, *merged_visitors(connection, user_key)]:
-        hidden = {"deleted_at_us": now_us, "dirty_since_us": now_us}
-        row = {"user_key": key, "revision": 1, **hidden}
-        upsert(connection, user_state, [row], {"revision": user_state.c.revision + 1, **hidden})
+    rows = [
+        {"user_key": key, "revision": 1, "deleted_at_us": now_us, "dirty_since_us": now_us}
+        for key in [user_key, *merged_visitors(connection, user_key)]
+    ]
+    upsert(
+        connection,
+        user_state,
+        rows,
+        lambda offered: {
+            "revision": user_state.c.revision + offered.revision,
+            "deleted_at_us": offered.deleted_at_us,
+            "dirty_since_us": offered.dirty_since_us,
+        },
+    )
     connection.execute(
         deletions.insert().values(
             deletion_id=deletion_id,

@@ -39,10 +39,20 @@ def merge_visitor(connection: Connection, visitor_key: str, into: str, now_us: i
     slates = _move(connection, recommendations, recommendations.c.recommendation_id, visitor_key, into)
     changed = visitor is None or visitor.merged_into is None or moved + kept + slates > 0
     if changed:
-        bump = {"revision": user_state.c.revision + 1, "dirty_since_us": now_us}
-        for key, target in ((visitor_key, into), (into, None)):
-            row = {"user_key": key, "revision": 1, "dirty_since_us": now_us, "merged_into": target}
-            upsert(connection, user_state, [row], {**bump, "merged_into": target})
+        rows = [
+            {"user_key": key, "revision": 1, "dirty_since_us": now_us, "merged_into": target}
+            for key, target in ((visitor_key, into), (into, None))
+        ]
+        upsert(
+            connection,
+            user_state,
+            rows,
+            lambda offered: {
+                "revision": user_state.c.revision + offered.revision,
+                "dirty_since_us": offered.dirty_since_us,
+                "merged_into": offered.merged_into,
+            },
+        )
     return Merged(changed, moved, kept, slates)
 
 

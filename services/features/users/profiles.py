@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, func, null, select, update
 
 from services.features.users.sql import upsert
 from shared.errors import Conflict, NotFound
@@ -143,7 +143,10 @@ def _store(connection: Connection, profiles: Sequence[UserProfile], now_us: int)
         connection,
         user_state,
         states,
-        {"deleted_at_us": None, "dirty_since_us": func.coalesce(user_state.c.dirty_since_us, now_us)},
+        lambda offered: {
+            "deleted_at_us": null(),
+            "dirty_since_us": func.coalesce(user_state.c.dirty_since_us, offered.dirty_since_us),
+        },
     )
 
 
