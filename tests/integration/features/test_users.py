@@ -11,6 +11,8 @@ from sqlalchemy import func, select
 
 from services.features.online.keys import history_key, profile_key
 from services.features.users.deletions import record, unfinished
+from services.features.users.profile_cache import Profile, ProfileCache, decode
+from services.features.users.refresh import refresh_profiles
 from shared.storage.database import Database
 from shared.storage.tables import deletions, events, feedback, models, recommendations, user_state, users
 from tests.integration.features.helpers import Suite, add_events, add_feedback, add_item, add_slate, suite
@@ -25,6 +27,14 @@ def run(database: Database, redis_url: str, test: Test) -> None:
             await test(parts)
 
     asyncio.run(body())
+
+
+async def held_profile(parts: Suite, user_key: str) -> Profile:
+    value = await parts.redis.get(profile_key(user_key))
+    assert isinstance(value, bytes)
+    profile = decode(value)
+    assert profile is not None
+    return profile
 
 
 def count(database: Database, table: Any, user_key: str) -> int:
@@ -360,3 +370,28 @@ def test_an_unknown_user_or_deletion_is_not_found(database: Database, redis_url:
     run(database, redis_url, test)
     with database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(deletions)) == 0
+
+
+def test_a_profile_put_during_an_outage_reaches_redis_with_the_sweep(database: Database, redis_url: str) -> None:
+    async def while_away(parts: Suite) -> None:
+        await parts.http.put("/v1/users/ann", json={"properties": {"country": "de"}})
+
+    async def test(parts: Suite) -> None:
+        await parts.http.put("/v1/users/ann", json={"properties": {"country": "at"}})
+        async with suite(database, "unix:///nonexistent/redis.sock") as cut_off:
+            await while_away(cut_off)
+        await refresh_profiles(database, parts.redis, ["u:ann", "u:nobody"])
+        assert (await held_profile(parts, "u:ann")).properties == {"country": "de"}
+        assert await parts.redis.ttl(profile_key("u:ann")) > 0
+
+    run(database, redis_url, test)
+
+
+def test_an_older_profile_never_replaces_a_newer_one_in_redis(database: Database, redis_url: str) -> None:
+    async def test(parts: Suite) -> None:
+        cache = ProfileCache(parts.redis)
+        await cache.store("u:ann", Profile({"country": "new"}, (), 2_000_000_000_000_001))
+        await cache.store("u:ann", Profile({"country": "old"}, (), 2_000_000_000_000_000))
+        assert (await held_profile(parts, "u:ann")).properties == {"country": "new"}
+
+    run(database, redis_url, test)
