@@ -134,7 +134,7 @@ def record(
         "sources": items.sources,
         "rung": slate.rung,
         "actions": items.actions,
-        "scores": np.ascontiguousarray(items.scores),
+        "scores": items.scores.astype(np.float64),  # as the answer writes them, digit by digit
         "reasons": items.reasons,
         "last_event_id": slate.last_event_id,
     }
@@ -158,7 +158,7 @@ def record(
         request=document,
         seed=query.seed if explored is None else explored.seed,
         item_index=np.ascontiguousarray(items.item_index),
-        score=np.ascontiguousarray(items.score),
+        score=items.score.astype(np.float64),
         propensity=np.ascontiguousarray(items.propensity),
         source_bits=np.ascontiguousarray(items.source_bits),
     )

@@ -51,6 +51,14 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """A slate for a request; `fresh`: made for it, and not the rest of an earlier one."""
+
+    slate: Slate
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """What this answer shows, and the rest for the next page. `exhausted`: there is no next page."""
 
@@ -107,7 +115,7 @@ class Desk:
         )
         return Prepared(request, query, state, cursor, arrived, count, route)
 
-    async def slate(self, prepared: Prepared) -> Slate:
+    async def find(self, prepared: Prepared) -> Found:
         """The frozen rest of a cursor when there is any, else a fresh one. Raises NothingToServe."""
         lost = ""
         if prepared.cursor is not None:
@@ -115,29 +123,30 @@ class Desk:
             if frozen is not None and frozen.asked == prepared.asked:
                 rest = _still_servable(frozen.slate, prepared)
                 if len(rest.items):
-                    return rest
+                    return Found(rest, fresh=False)
         slate = await self.server.serve(prepared.query, route=prepared.route)
         if not lost:
-            return slate
+            return Found(slate, fresh=True)
         degradation = Degradation("cursor", lost, "fresh_slate")
         self.server.count_degradation(degradation)
-        return replace(slate, degraded=(*slate.degraded, degradation))
+        return Found(replace(slate, degraded=(*slate.degraded, degradation)), fresh=True)
 
-    def page(self, prepared: Prepared, slate: Slate, *, taken: Int32) -> Page:
+    def page(self, prepared: Prepared, found: Found, *, taken: Int32) -> Page:
         """The first `count` items that are not `taken`."""
+        slate = found.slate
         positions = np.flatnonzero(~np.isin(slate.items.item_index, taken))
         shown, rest = positions[: prepared.count], positions[prepared.count :]
-        # A full page without a rest may still have something behind it, unless the depth was not reached.
-        exhausted = len(shown) < prepared.count or (len(rest) == 0 and len(slate.items) < prepared.query.count)
-        return Page(choose(slate, shown), choose(slate, rest), exhausted)
+        # A fresh slate that did not reach its depth holds all there is; behind any other there may be more.
+        complete = found.fresh and len(slate.items) < prepared.query.count
+        return Page(choose(slate, shown), choose(slate, rest), exhausted=complete and len(rest) == 0)
 
     def without(self, page: Page, taken: Int32) -> Page:
         """Nothing `taken` is left in the rest."""
         return replace(page, rest=choose(page.rest, np.flatnonzero(~np.isin(page.rest.items.item_index, taken))))
 
-    def whole(self, prepared: Prepared, slate: Slate) -> Page:
+    def whole(self, prepared: Prepared, found: Found) -> Page:
         """For rank: one page, and nothing behind it."""
-        return Page(cut(slate, 0, prepared.count), cut(slate, prepared.count), exhausted=True)
+        return Page(cut(found.slate, 0, prepared.count), cut(found.slate, prepared.count), exhausted=True)
 
     def next_cursor(self, prepared: Prepared, page: Page, *, others: Int32) -> str | None:
         """Keeps the rest behind the answer's back. `others`: what the page's other shelves show."""

@@ -29,8 +29,7 @@ async def recommend(body: RecommendRequest, request: Request, principal: Caller)
     prepared = desk.prepare(body, arrived=at, deadline=desk.deadline(at, body.deadline_ms), route="recommend")
     if body.validate_only:
         return JsonResponse(desk.checked(prepared))
-    slate = await desk.slate(prepared)
-    page = desk.page(prepared, slate, taken=_NONE)
+    page = desk.page(prepared, await desk.find(prepared), taken=_NONE)
     return JsonResponse(await desk.answer(prepared, page, desk.next_cursor(prepared, page, others=_NONE)))
 
 
@@ -45,10 +44,10 @@ async def recommend_batch(body: BatchRequest, request: Request, principal: Calle
     shelves = _prepare(desk, body, at)
     if body.validate_only:
         return JsonResponse(_batch([desk.checked(shelf) for shelf in shelves], desk, at))
-    slates = await asyncio.gather(*(desk.slate(shelf) for shelf in shelves))
+    found = await asyncio.gather(*(desk.find(shelf) for shelf in shelves))
     pages: list[Page] = []
     taken = _NONE
-    for shelf, slate in zip(shelves, slates, strict=True):
+    for shelf, slate in zip(shelves, found, strict=True):
         page = desk.page(shelf, slate, taken=taken)
         taken = np.concatenate([taken, page.shown.items.item_index])
         pages.append(page)

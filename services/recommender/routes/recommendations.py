@@ -133,7 +133,8 @@ def _name(catalogue: Catalogue, item_index: int) -> str:
     try:
         return catalogue.item_id(item_index)
     except KeyError:
-        raise DatabaseUnavailable("the catalogue is still being read; ask again in a second", retry_after_s=1.0) from None
+        message = "the catalogue is still being read; ask again in a second"
+        raise DatabaseUnavailable(message, retry_after_s=1.0) from None
 
 
 def _rfc3339(at_us: int) -> str:
