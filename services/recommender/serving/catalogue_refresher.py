@@ -10,8 +10,8 @@ from services.recommender.catalogue import CatalogueRow
 from services.recommender.fresh import FreshTable
 from services.recommender.metrics import ServingMetrics
 from services.recommender.serving.state import StateHolder
+from services.recommender.serving.threads import Threads
 from shared.errors import DatabaseUnavailable
-from shared.storage.database import Database
 
 # Rows become Python objects with the interpreter lock held: small chunks keep a bulk import from delaying requests.
 CHUNK = 1000
@@ -29,7 +29,7 @@ class CatalogueRefresher:
     def __init__(
         self,
         *,
-        database: Database,
+        database: Threads,
         reader: ItemReader,
         holder: StateHolder,
         metrics: ServingMetrics,

@@ -14,6 +14,8 @@ from shared.storage.redis import RedisFailure
 
 _log = get_logger(__name__)
 INTERVAL_S = 2.0
+# Never written: a GET costs what a PING does, and is refused by a server that is loading or locked, as a read would.
+_PROBE = "silkrec:probe1"
 
 
 class DependencyWatcher:
@@ -45,7 +47,7 @@ class DependencyWatcher:
 
     async def _ask_redis(self) -> str:
         try:
-            await self._redis.execute_command("PING")
+            await self._redis.get(_PROBE)
         except RedisFailure as error:
             return f"does not answer ({type(error).__name__})"
         return "ok"

@@ -13,9 +13,9 @@ import numpy as np
 from services.recommender.metrics import ServingMetrics
 from services.recommender.popular import DailyColumns, PopularTable
 from services.recommender.serving.state import ServingState, StateHolder
+from services.recommender.serving.threads import Threads
 from shared.actions import ActionTable
 from shared.errors import DatabaseUnavailable
-from shared.storage.database import Database
 
 INTERVAL_S = 3.0
 # Reading the counts costs the database by their number; 1 in 20 of the time at most.
@@ -34,7 +34,7 @@ class PopularRefresher:
     def __init__(
         self,
         *,
-        database: Database,
+        database: Threads,
         reader: DailyReader,
         holder: StateHolder,
         actions: ActionTable,

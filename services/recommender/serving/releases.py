@@ -11,12 +11,11 @@ from typing import Protocol
 from services.recommender.metrics import ServingMetrics
 from services.recommender.retrieval.index import RetrievalIndex
 from services.recommender.serving.state import StateHolder
+from services.recommender.serving.threads import Threads
 from shared.contracts.manifest import Deployment, ModelManifest, Release
 from shared.errors import ArtifactError, DatabaseUnavailable
 from shared.observability.logging import get_logger
-from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
-from shared.storage.database import Database
 
 _log = get_logger(__name__)
 # The engine keeps the previous model for 60 s after its own swap, so waiting half of that never leaves us without one.
@@ -49,12 +48,16 @@ class _Refused:
 
 
 class ReleaseWatcher:
-    """`run()` for ever in one task. `status` is for /ready: `ok`, or what is wrong; the last good release stays."""
+    """`run()` for ever in one task. `status` is for /ready: `ok`, or what is wrong; the last good release stays.
+
+    `active` reads the newest deployment, blocking.
+    """
 
     def __init__(
         self,
         *,
-        database: Database,
+        database: Threads,
+        active: Callable[[], Deployment | None],
         store: ArtifactStore,
         holder: StateHolder,
         inference: ModelReadiness,
@@ -64,6 +67,7 @@ class ReleaseWatcher:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
+        self._active = active
         self._store = store
         self._holder = holder
         self._inference = inference
@@ -100,10 +104,6 @@ class ReleaseWatcher:
         self.database_status = "ok"
         if deployment is not None:
             await self._follow(deployment.release)
-
-    def _active(self) -> Deployment | None:
-        with self._database.read() as connection:
-            return deployments.active(connection)
 
     async def _follow(self, release: Release) -> None:
         if release == self._holder.current().release:

@@ -11,8 +11,9 @@ import jwt
 import pytest
 
 from services.recommender.domain import Rung
+from services.recommender.serving import ServingState
 from shared.errors import DependencyError
-from tests.unit.recommender.serving_app import EXPLAINED, SCHEMA, ServingState, World, slate_of, state, world
+from tests.unit.recommender.serving_app import EXPLAINED, SCHEMA, World, slate_of, state, world
 from tests.unit.web.example import KEYS, SECRET
 
 ANSWER_FIELDS = {
