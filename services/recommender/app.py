@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from services.recommender import wiring
 from services.recommender.routes import browse, forward, rank, recommend, recommendations
 from services.recommender.routes.arrival import ArrivalMiddleware
 from services.recommender.serving.readiness import ReadinessBoard
@@ -29,6 +28,8 @@ def build(loaded: Loaded) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        from services.recommender import wiring
+
         async with wiring.opened(loaded, metrics, board) as state:
             yield state
 

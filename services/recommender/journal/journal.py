@@ -104,10 +104,15 @@ class Journal:
             if not self._writer.alive:
                 _log.critical("the journal's writer thread died and is started again")
                 self._writer = JournalWriter(self._folder.path, self._written)
-            handled = await self._attempt(self._drain_own)
+            drained = await self.drain_waiting()
             self._metrics.waiting.set(len(self._places))
-            if not handled:
-                await self._sleep(RETRY_S if handled is None else IDLE_S)
+            await self._sleep(IDLE_S if drained else RETRY_S)
+
+    async def drain_waiting(self) -> bool:
+        """Everything that waits now; False when the database or the disk did not take all of it."""
+        while handled := await self._attempt(self._drain_own):
+            self._metrics.waiting.set(len(self._places))
+        return handled is not None
 
     async def adopt(self) -> None:
         """For ever: what dead processes left behind, into the database."""

@@ -43,7 +43,12 @@ class CatalogueRefresher:
         self._refresh_s = refresh_s
         self._sleep = sleep
         self.status = "not read yet"
-        self.loaded = False
+        self.read = asyncio.Event()
+
+    @property
+    def loaded(self) -> bool:
+        """Read at least once, if only to learn that there is nothing yet; `read` is the event to wait for."""
+        return self.read.is_set()
 
     async def run(self) -> None:
         while True:
@@ -65,7 +70,7 @@ class CatalogueRefresher:
             self._metrics.refresh_failures.labels("catalogue").inc()
         else:
             self.status = "ok"
-            self.loaded = True
+            self.read.set()
         if applied:
             self._holder.swap(fresh=await asyncio.to_thread(FreshTable.from_catalogue, catalogue))
             self._metrics.catalogue_items.set(catalogue.count)

@@ -53,7 +53,12 @@ class PopularRefresher:
         self._sleep = sleep
         self._seen: tuple[bytes, int] | None = None
         self.status = "not read yet"
-        self.loaded = False
+        self.read = asyncio.Event()
+
+    @property
+    def loaded(self) -> bool:
+        """Read at least once, if only to learn that there is nothing yet; `read` is the event to wait for."""
+        return self.read.is_set()
 
     async def run(self) -> None:
         while True:
@@ -78,7 +83,7 @@ class PopularRefresher:
             self._metrics.popular_items.set(len(table))
             self._seen = seen
         self.status = "ok"
-        self.loaded = True
+        self.read.set()
         return changed
 
     def _build(self, daily: DailyColumns, state: ServingState) -> PopularTable:
