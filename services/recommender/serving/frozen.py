@@ -1,9 +1,10 @@
 """Frozen slates: what a cursor continues. The rest of a slate waits in Redis; the cursor itself carries what was shown.
 
-    silkrec:fs1:{user_key}:{slate_id}   JSON columns, TTL 30 min
+    silkrec:fs1:{user_key}   hash of SLOTS fields, each {slate_id, until, JSON columns}; TTL 30 min after the last
 
-The key holds the user, so nobody's cursor opens another's slate. When Redis lost it, the next page is a fresh slate
-without what the cursor says was shown: no repeats either way.
+The key holds the user, so nobody's cursor opens another's slate, and deleting a user is one DEL. A slate takes the slot
+that its random id names, so a user who opens slates all day keeps at most SLOTS. When Redis lost it, or another slate
+took its slot, the next page is a fresh slate without what the cursor says was shown: no repeats either way.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from shared.storage.redis import RedisFailure
 
 FROZEN_TTL_S = 30 * 60
 MAX_SHOWN = 500
+SLOTS = 32
 _VERSION = b"\x01"
 _ID_BYTES = 8
 
@@ -74,24 +77,30 @@ class Frozen:
 class FrozenSlates:
     """`read` is the client for the request path (20 ms), `write` the one behind it."""
 
-    def __init__(self, read: Redis, write: Redis) -> None:
+    def __init__(self, read: Redis, write: Redis, *, now_s: Callable[[], float] = time.time) -> None:
         self._read = read
         self._write = write
+        self._now_s = now_s
 
     async def keep(self, user_key: str, slate_id: str, frozen: Frozen) -> None:
         """A cache write: when Redis is away, the next page is a fresh slate."""
+        blob = _pack(frozen, slate_id, self._now_s() + FROZEN_TTL_S)
         try:
-            await self._write.set(_key(user_key, slate_id), _pack(frozen), ex=FROZEN_TTL_S)
+            async with self._write.pipeline(transaction=True) as both:
+                both.hset(frozen_key(user_key), _slot(slate_id), blob)
+                both.expire(frozen_key(user_key), FROZEN_TTL_S)
+                await both.execute()
         except RedisFailure:
             return
 
     async def find(self, user_key: str, cursor: Cursor) -> tuple[Frozen | None, str]:
         """The frozen rest, or None and why: `expired`, `redis_unavailable`."""
         try:
-            blob = await self._read.get(_key(user_key, cursor.slate_id))
+            found: Any = self._read.hget(frozen_key(user_key), _slot(cursor.slate_id))
+            blob = await found
         except RedisFailure:
             return None, "redis_unavailable"
-        frozen = _unpack(blob) if isinstance(blob, bytes) else None
+        frozen = _unpack(blob, cursor.slate_id, self._now_s()) if isinstance(blob, bytes) else None
         return frozen, "" if frozen is not None else "expired"
 
 
@@ -117,8 +126,12 @@ def choose(slate: Slate, positions: npt.NDArray[np.intp]) -> Slate:
     )
 
 
-def _key(user_key: str, slate_id: str) -> str:
-    return f"silkrec:fs1:{user_key}:{slate_id}"
+def frozen_key(user_key: str) -> str:
+    return f"silkrec:fs1:{user_key}"
+
+
+def _slot(slate_id: str) -> str:
+    return str(int(slate_id, 16) % SLOTS)
 
 
 _COLUMNS: Mapping[str, Any] = {
@@ -131,18 +144,25 @@ _COLUMNS: Mapping[str, Any] = {
 _KEPT = ("release", "model_version", "index_version", "last_event_id")
 
 
-def _pack(frozen: Frozen) -> bytes:
+def _pack(frozen: Frozen, slate_id: str, until_s: float) -> bytes:
     items = frozen.slate.items
     body: dict[str, Any] = {name: np.ascontiguousarray(getattr(items, name)) for name in _COLUMNS}
     body |= {"reasons": items.reasons, "actions": items.actions, "sources": items.sources, "asked": frozen.asked}
-    body |= {"rung": frozen.slate.rung, "kept": [getattr(frozen.slate, name) for name in _KEPT]}
+    body |= {
+        "slate_id": slate_id,
+        "until": until_s,
+        "rung": frozen.slate.rung,
+        "kept": [getattr(frozen.slate, name) for name in _KEPT],
+    }
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _unpack(blob: bytes) -> Frozen | None:
-    """None for what another format wrote."""
+def _unpack(blob: bytes, slate_id: str, now_s: float) -> Frozen | None:
+    """None for another slate, one whose time is over, and what another format wrote."""
     try:
         body = orjson.loads(blob)
+        if body["slate_id"] != slate_id or body["until"] < now_s:
+            return None
         count, actions = len(body["item_index"]), tuple(body["actions"])
         columns = {name: np.array(body[name], kind) for name, kind in _COLUMNS.items()}
         columns["scores"] = columns["scores"].reshape(count, len(actions))

@@ -156,22 +156,50 @@ EXPLAINED: dict[str, Any] = {
 
 
 class FakeRedis:
-    """`get` and `set`, and a switch to be away."""
+    """Hashes and their expiry, and a switch to be away."""
 
     def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
+        self.values: dict[str, dict[str, bytes]] = {}
         self.expiry: dict[str, int] = {}
         self.away = False
 
-    async def get(self, key: str) -> bytes | None:
+    async def hget(self, key: str, name: str) -> bytes | None:
         if self.away:
             raise RedisConnectionError("away")
-        return self.values.get(key)
+        return self.values.get(key, {}).get(name)
 
-    async def set(self, key: str, value: bytes, *, ex: int) -> None:
-        if self.away:
+    def pipeline(self, *, transaction: bool) -> FakePipe:
+        assert transaction
+        return FakePipe(self)
+
+
+class FakePipe:
+    def __init__(self, redis: FakeRedis) -> None:
+        self.redis = redis
+        self.calls: list[Callable[[], Any]] = []
+
+    async def __aenter__(self) -> FakePipe:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        return None
+
+    def hset(self, key: str, name: str, value: bytes) -> None:
+        self.calls.append(lambda: self.redis.values.setdefault(key, {}).update({name: value}))
+
+    def expire(self, key: str, seconds: int) -> None:
+        self.calls.append(lambda: self.redis.expiry.update({key: seconds}))
+
+    async def execute(self) -> None:
+        if self.redis.away:
             raise RedisConnectionError("away")
-        self.values[key], self.expiry[key] = value, ex
+        for call in self.calls:
+            call()
+
+
+@dataclass
+class Clock:
+    now_s: float
 
 
 @dataclass
@@ -185,6 +213,7 @@ class World:
     journal: Journal
     metrics: Metrics
     tasks: TaskOwner
+    clock: Clock
 
     async def recommend(self, path: str = "/v1/recommend", **body: Any) -> dict[str, Any]:
         answer = await self.client.post(path, json={"visitor_id": "v1", **body})
@@ -218,7 +247,8 @@ async def world(
     )
     tasks = TaskOwner(metrics=metrics)
     server = SlateServer(pipeline, holder, SlateMetrics(metrics))
-    frozen = FrozenSlates(cast("Redis", redis), cast("Redis", redis))
+    clock = Clock(1_700_000_000.0)
+    frozen = FrozenSlates(cast("Redis", redis), cast("Redis", redis), now_s=lambda: clock.now_s)
     desk = Desk(settings.recommender, QueryBuilder(SCHEMA), holder, server, frozen, journal, tasks)
     board.pin(loaded=lambda: True, dependencies=lambda: {"redis": "down"})
     board.warm()
@@ -233,4 +263,4 @@ async def world(
 
     app = assemble(settings, metrics=metrics, board=board, lifespan=lifespan)
     async with running(app) as client:
-        yield World(client, pipeline, redis, holder, journal, metrics, tasks)
+        yield World(client, pipeline, redis, holder, journal, metrics, tasks, clock)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.recommender.serving.frozen import FROZEN_TTL_S, Cursor
+from services.recommender.serving.frozen import FROZEN_TTL_S, SLOTS, Cursor
 from shared.errors import ValidationFailed
 from tests.unit.recommender.serving_app import EXPLAINED, Row, World, slate_of, world
 from tests.unit.web.example import KEYS
@@ -66,6 +66,32 @@ def test_a_lost_frozen_slate_becomes_a_fresh_one_without_repeats(tmp_path: Path)
             third = await w.recommend(count=5, cursor=second["next_cursor"])
             assert len(set(ids(first)) | set(ids(second)) | set(ids(third))) == 15
             assert third["degraded_stages"][0]["cause"] == "redis_unavailable"
+
+    asyncio.run(scenario())
+
+
+def test_a_frozen_slate_is_kept_for_its_time_and_no_longer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as w:
+            first = await w.recommend(count=5)
+            await w.written_behind()
+            w.clock.now_s += FROZEN_TTL_S
+            assert (await w.recommend(count=5, cursor=first["next_cursor"]))["degraded_stages"] == []
+            w.clock.now_s += 1
+            late = await w.recommend(count=5, cursor=first["next_cursor"])
+            assert late["degraded_stages"][0]["cause"] == "expired"
+
+    asyncio.run(scenario())
+
+
+def test_a_user_keeps_a_bounded_number_of_frozen_slates_under_one_key(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as w:
+            for _ in range(3 * SLOTS):
+                await w.recommend(count=5)
+            await w.written_behind()
+            assert list(w.redis.values) == ["silkrec:fs1:v:v1"]
+            assert len(w.redis.values["silkrec:fs1:v:v1"]) <= SLOTS
 
     asyncio.run(scenario())
 
