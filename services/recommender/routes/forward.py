@@ -7,10 +7,11 @@ application includes `router` then only. Keys are checked by the features servic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import httpx
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.types import Scope
 
 from shared.errors import ConfigurationError, DeadlineExceeded, DependencyError
@@ -43,6 +44,8 @@ READ_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 1.0
 POOL_TIMEOUT_S = 1.0
 MAX_CONNECTIONS = 128
+# Shorter answers are read whole, so that a break in them is a clean 503 and no half answer.
+HELD_BYTES = 1024 * 1024
 
 
 def is_forwarded(path: str) -> bool:
@@ -81,11 +84,7 @@ class Forwarder:
         )
         try:
             incoming = await self._client.send(outgoing, stream=True)
-            try:
-                # Raw: a compressed answer goes back as it came.
-                body = b"".join([chunk async for chunk in incoming.aiter_raw()])
-            finally:
-                await incoming.aclose()
+            return await _answer(incoming)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise DependencyError(
                 "the features service does not answer; nothing was written", retry_after_s=1.0
@@ -99,7 +98,6 @@ class Forwarder:
             raise DependencyError(
                 "the connection to the features service broke; a retry is harmless", retry_after_s=1.0
             ) from error
-        return _answer(incoming, body)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -124,14 +122,25 @@ def _headers_on(request: Request) -> list[tuple[bytes, bytes]]:
     return headers + [(name.encode(), value.encode()) for name, value in ids.items()]
 
 
-def _answer(incoming: httpx.Response, body: bytes) -> Response:
-    response = Response(body, incoming.status_code)
+async def _answer(incoming: httpx.Response) -> Response:
+    """Raw, so that a compressed answer goes back as it came. What is long (an export) is passed on while it comes."""
     kept = _without(incoming.headers.raw, _ANSWERED_ANEW, incoming.headers.get("connection", ""))
-    lower = [(name.lower(), value) for name, value in kept]
-    if not any(name == b"content-length" for name, _ in lower) and incoming.status_code not in (204, 304):
-        lower.append((b"content-length", str(len(body)).encode()))
-    response.raw_headers = lower
+    headers = [(name.lower(), value) for name, value in kept]
+    response: Response
+    if int(incoming.headers.get("content-length", HELD_BYTES + 1)) > HELD_BYTES:
+        response = StreamingResponse(_pieces(incoming), incoming.status_code)
+    else:
+        response = Response(b"".join([piece async for piece in _pieces(incoming)]), incoming.status_code)
+    response.raw_headers = headers
     return response
+
+
+async def _pieces(incoming: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in incoming.aiter_raw():
+            yield piece
+    finally:
+        await incoming.aclose()
 
 
 def _without(

@@ -57,6 +57,7 @@ def ask(handler: Handler, method: str, path: str, **options: Any) -> httpx.Respo
 def answering(status: int, body: bytes, **headers: str) -> httpx.Response:
     """Unread, as it comes from a socket."""
     named = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    named += [("content-length", str(len(body)))]
     return httpx.Response(status, headers=named, stream=httpx.ByteStream(body))
 
 
@@ -170,3 +171,31 @@ def test_without_a_features_url_every_route_has_the_limit_of_the_recommender() -
 def test_a_features_url_that_cannot_work_stops_the_start(url: str) -> None:
     with pytest.raises(ConfigurationError, match="features_url"):
         forward.Forwarder(url)
+
+
+def test_an_answer_without_a_length_is_passed_on_while_it_comes() -> None:
+    class Pieces(httpx.AsyncByteStream):
+        closed = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"one "
+            yield b"two"
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    pieces = Pieces()
+    answer = ask(Upstream(httpx.Response(200, stream=pieces)), "GET", "/v1/users/ann/export")
+    assert (answer.status_code, answer.content) == (200, b"one two")
+    assert pieces.closed
+
+
+def test_a_short_answer_that_breaks_is_a_clean_503() -> None:
+    class Broken(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"one "
+            raise httpx.ReadError("gone")
+
+    broken = httpx.Response(200, headers={"content-length": "8"}, stream=Broken())
+    answer = ask(Upstream(broken), "GET", "/v1/users/ann")
+    assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
