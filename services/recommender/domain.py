@@ -66,7 +66,7 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A validated request. `deadline` is absolute, in seconds of the pipeline's monotonic clock, and counts from arrival.
+    """A validated request. `deadline` is absolute, in seconds of the pipeline's monotonic clock; it counts from arrival.
 
     `weights`, `hide_seen`, `diversity`, `exploration` are already settled between request and scene. `filter` and
     `scene_filter` share `filter_values`. `input_list`: rank exactly these (`/v1/rank`). `model_version` and
@@ -92,7 +92,6 @@ class Query:
     exploration: float = 0.0
     personalized: bool = True
     explain: bool = False
-    category: str | None = None
     input_list: Int32 | None = None
     priority: int = 0
 
@@ -246,9 +245,8 @@ class SlateItems:
 class Slate:
     """The answer of the pipeline. `filtered` counts removals by (stage, rule); `removed` lists them for `explain`.
 
-    `unknown` are items of an `input_list` that the catalogue does not know. `last_event_id` is the newest event that
-    the ranking used. `stage_ms` is wall time a stage, in the order in which they ended; overlapping stages add up to
-    more than the request took.
+    `last_event_id` is the newest event that the ranking used. `stage_ms` is wall time a stage, in the order in which
+    they ended; overlapping stages add up to more than the request took. `candidates` were left after the filters.
     """
 
     items: SlateItems
@@ -263,7 +261,6 @@ class Slate:
     index_version: str | None = None
     last_event_id: str | None = None
     candidates: int = 0
-    unknown: Int32 = field(default_factory=no_items)
 
 
 def source_names(bits: int, sources: Sequence[str]) -> tuple[str, ...]:
