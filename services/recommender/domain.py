@@ -66,7 +66,7 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A validated request. `deadline` is absolute, in seconds of the pipeline's monotonic clock; it counts from arrival.
+    """A validated request. `deadline` is absolute, in seconds of the monotonic clock; it counts from arrival.
 
     `weights`, `hide_seen`, `diversity`, `exploration` are already settled between request and scene. `filter` and
     `scene_filter` share `filter_values`. `input_list`: rank exactly these (`/v1/rank`). `model_version` and
