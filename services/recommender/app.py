@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -16,13 +16,16 @@ from shared.settings.load import Loaded
 from shared.settings.roots import Settings
 from shared.web.app import Lifespan, create_app
 
+if TYPE_CHECKING:
+    from services.inference.client import InferenceClient
+
 TITLE = "SilkRec recommender"
 SERVICE = "recommender"
 ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router)
 
 
-def build(loaded: Loaded) -> FastAPI:
-    """Nothing is opened before the lifespan begins. Raises ConfigurationError."""
+def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAPI:
+    """Nothing is opened before the lifespan begins. `inference`: instead of the client of the settings' targets."""
     metrics = Metrics(SERVICE)
     board = ReadinessBoard()
 
@@ -30,7 +33,7 @@ def build(loaded: Loaded) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         from services.recommender import wiring
 
-        async with wiring.opened(loaded, metrics, board) as state:
+        async with wiring.opened(loaded, metrics, board, inference) as state:
             yield state
 
     return assemble(loaded.settings, metrics=metrics, board=board, lifespan=lifespan)

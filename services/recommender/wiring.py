@@ -80,13 +80,16 @@ class _Followers:
 
 
 @contextlib.asynccontextmanager
-async def opened(loaded: Loaded, metrics: Metrics, board: ReadinessBoard) -> AsyncIterator[Mapping[str, Any]]:
+async def opened(
+    loaded: Loaded, metrics: Metrics, board: ReadinessBoard, inference: InferenceClient | None = None
+) -> AsyncIterator[Mapping[str, Any]]:
     """Yields what becomes `request.state`. No store needs to be up: each is found again by itself. Raises
-    ConfigurationError for settings that cannot work and a state folder that cannot be written."""
+    ConfigurationError for settings that cannot work and a state folder that cannot be written. `inference`: another
+    client than that of the settings' targets; it is closed here."""
     settings = loaded.settings
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with contextlib.AsyncExitStack() as stack:
-        stores = _open_stores(settings, stack)
+        stores = _open_stores(settings, inference, stack)
         tasks = TaskOwner(metrics=metrics)
         holder = StateHolder(ServingState.empty(Catalogue(settings.data)))
         journal = _journal(settings, stores, metrics, stack)
@@ -130,7 +133,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: ReadinessBoard) -> Asy
         yield state
 
 
-def _open_stores(settings: Settings, stack: contextlib.AsyncExitStack) -> _Stores:
+def _open_stores(settings: Settings, inference: InferenceClient | None, stack: contextlib.AsyncExitStack) -> _Stores:
     """Nothing here waits for a server."""
     database = Database(settings.database_url(), settings.database)
     stack.push_async_callback(asyncio.to_thread, database.close)
@@ -140,7 +143,7 @@ def _open_stores(settings: Settings, stack: contextlib.AsyncExitStack) -> _Store
     stack.push_async_callback(redis_write.aclose)
     reader = FeatureReader(database, redis, settings.features, ActionTable.from_schema(settings.data))
     stack.push_async_callback(reader.close)
-    inference = GrpcInferenceClient(settings.inference_targets())
+    inference = inference or GrpcInferenceClient(settings.inference_targets())
     stack.push_async_callback(inference.close)
     artifacts = ArtifactStore(settings.artifacts_dir())
     return _Stores(database, redis, redis_write, reader, inference, artifacts, KeyCache(database))
