@@ -49,7 +49,7 @@ class Source(Protocol):
     @property
     def protected(self) -> bool: ...
 
-    async def retrieve(self, context: Context, k: int) -> Hits:
+    async def retrieve(self, context: Context, k: int, /) -> Hits:
         """At most about `k`, best first, each once; none when it has nothing to go by."""
         ...
 
@@ -66,7 +66,7 @@ class Filter(Protocol):
         """[N] True stays; None when this request gives it nothing to do."""
         ...
 
-    def rule(self, context: Context) -> str:
+    def rule(self, context: Context, /) -> str:
         """What `explain` says about its removals."""
         ...
 
@@ -116,7 +116,7 @@ class Fallback(Protocol):
     @property
     def rung(self) -> Rung: ...
 
-    def recall(self, context: Context, item_index: Int32, actions: int) -> Recalled | None:
+    def recall(self, context: Context, item_index: Int32, actions: int, /) -> Recalled | None:
         """None when it knows none of `item_index [N]`."""
         ...
 

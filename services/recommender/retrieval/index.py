@@ -73,6 +73,13 @@ class RetrievalIndex:
     def contains(self, item_index: int) -> bool:
         return bool(self._positions(np.array([item_index]))[1][0])
 
+    def vectors(self, item_index: Int32) -> Float32:
+        """[N, D] of the item space, for likeness between candidates; a zero row for what the index lacks."""
+        positions, found = self._positions(np.asarray(item_index))
+        if self.item_count == 0:
+            return np.zeros((len(positions), 0), np.float32)
+        return np.asarray(self._vectors[positions] * found[:, None], np.float32)
+
     def by_user_vector(self, vector: Float32, k: int) -> Hits:
         """Inner product of `vector [D]` with the model's item vectors; no hits without a user space. Raises ValueError
         for another D and for a vector that is not finite, which FAISS would answer with nonsense."""

@@ -1,0 +1,1 @@
+"""What may be shown. Owns masks over candidates; counting and explaining is the pipeline's."""

@@ -1,0 +1,1 @@
+"""What a request leaves behind for later ones. Bounded, droppable, never awaited."""
