@@ -1,0 +1,164 @@
+"""The gRPC door: Open Inference Protocol v2 on the Unix socket, and on TCP unless it is closed.
+
+A caller that goes away cancels its handler, and with it the queued request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+from grpc import aio
+
+from services.inference import describe, tensors, wire
+from services.inference.engine.engine import Engine
+from shared.contracts.inference import MODEL_NAME
+from shared.contracts.oip import oip_pb2 as pb
+from shared.contracts.oip import oip_pb2_grpc
+from shared.errors import (
+    ClientError,
+    ConfigurationError,
+    DeadlineExceeded,
+    DependencyError,
+    NotFound,
+    Overloaded,
+    SilkrecError,
+    ValidationFailed,
+)
+
+Context = aio.ServicerContext[object, object]
+_OPTIONS = (
+    ("grpc.max_receive_message_length", wire.MESSAGE_BYTES_IN),
+    ("grpc.max_send_message_length", wire.MESSAGE_BYTES_OUT),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second process on the port is a mistake to report, not to share with
+)
+_CODES: tuple[tuple[type[SilkrecError], grpc.StatusCode], ...] = (
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (ClientError, grpc.StatusCode.INVALID_ARGUMENT),
+    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (DependencyError, grpc.StatusCode.UNAVAILABLE),
+)
+_TYPED = {"INT8": "int_contents", "INT32": "int_contents", "INT64": "int64_contents"}
+
+
+class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
+    """Method names are the protocol's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: N802, ARG002
+        return pb.ServerLiveResponse(live=self._engine.alive)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:  # noqa: N802, ARG002
+        return pb.ServerReadyResponse(ready=describe.is_ready(self._engine))
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: N802, ARG002
+        return pb.ModelReadyResponse(ready=describe.is_model_ready(self._engine, request.name, request.version))
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:  # noqa: N802, ARG002
+        about = describe.server()
+        return pb.ServerMetadataResponse(name=about.name, version=about.version, extensions=about.extensions)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: N802
+        try:
+            about = describe.model(self._engine, request.name, request.version)
+        except SilkrecError as error:
+            await _abort(context, error)
+        return pb.ModelMetadataResponse(
+            name=about.name,
+            versions=about.versions,
+            platform=about.platform,
+            inputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor.model_dump()) for tensor in about.inputs],
+            outputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor.model_dump()) for tensor in about.outputs],
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
+        try:
+            describe.check_name(request.model_name)
+            asked = tensors.infer_request(
+                _inputs(request), wire.plain(request.parameters), model_version=request.model_version
+            )
+            answer = await self._engine.infer(asked)
+        except SilkrecError as error:
+            await _abort(context, error)
+        return wire.response(
+            MODEL_NAME,
+            answer.model_version,
+            request.id,
+            _selected(tensors.answer_tensors(answer), [output.name for output in request.outputs]),
+            tensors.answer_parameters(answer),
+        )
+
+
+class GrpcServer:
+    """Owns the listening sockets. `start` raises ConfigurationError when an address cannot be taken."""
+
+    def __init__(self, engine: Engine, *, socket: Path, tcp: str | None) -> None:
+        self._socket = socket
+        self._tcp = tcp
+        self.port = 0
+        """The TCP port that was taken; 0 when that door is closed."""
+        self._server = aio.server(options=_OPTIONS)
+        oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            InferenceServicer(engine), self._server
+        )
+
+    async def start(self) -> None:
+        folder = self._socket.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # whoever reaches the socket may ask anything
+        _remove_stale(self._socket)
+        try:
+            self._server.add_insecure_port(f"unix:{self._socket}")
+            if self._tcp is not None:
+                self.port = self._server.add_insecure_port(self._tcp)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"inference.grpc_port: {self._tcp or self._socket} cannot be bound: {error}"
+            ) from None
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        await self._server.stop(grace_s)
+        self._socket.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """A killed process leaves its socket behind, and a second bind would fail on it."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigurationError(f"{path} stands where the inference socket belongs and is no socket; move it away")
+        path.unlink()
+
+
+def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise ValidationFailed(f"{len(request.inputs)} inputs come with {len(raw)} raw_input_contents")
+    found = []
+    for index, tensor in enumerate(request.inputs):
+        shape = tuple(tensor.shape)
+        if raw:
+            if tensor.HasField("contents"):
+                raise ValidationFailed(f"input {tensor.name!r} has both contents and raw_input_contents")
+            found.append(tensors.array_of(tensor.name, tensor.datatype, shape, raw[index], index=index))
+        else:
+            values = getattr(tensor.contents, _TYPED.get(tensor.datatype, "int_contents"))
+            found.append(tensors.array_from(tensor.name, tensor.datatype, shape, list(values), index=index))
+    return found
+
+
+def _selected(found: list[tuple[str, str, wire.Array]], wanted: list[str]) -> list[tuple[str, str, wire.Array]]:
+    return [tensor for tensor in found if tensor[0] in wanted] if wanted else found
+
+
+async def _abort(context: Context, error: SilkrecError) -> NoReturn:
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    await context.abort(code, error.detail)
