@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 
+from services.inference.client import InferenceClient
+from services.recommender import wiring
 from services.recommender.routes import browse, forward, rank, recommend, recommendations
 from services.recommender.routes.arrival import ArrivalMiddleware
 from services.recommender.serving.readiness import ReadinessBoard
@@ -15,9 +17,6 @@ from shared.observability.metrics import Metrics
 from shared.settings.load import Loaded
 from shared.settings.roots import Settings
 from shared.web.app import Lifespan, create_app
-
-if TYPE_CHECKING:
-    from services.inference.client import InferenceClient
 
 TITLE = "SilkRec recommender"
 SERVICE = "recommender"
@@ -31,8 +30,6 @@ def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAP
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        from services.recommender import wiring
-
         async with wiring.opened(loaded, metrics, board, inference) as state:
             yield state
 

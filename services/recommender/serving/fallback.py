@@ -44,6 +44,8 @@ def may_show(query: Query, state: ServingState, item_index: Int32) -> Bool:
     """[N] servable, not excluded, and past both filters."""
     catalogue = state.catalogue
     allowed = catalogue.servable(query.now_us, item_index) & ~np.isin(item_index, query.exclude)
+    if query.input_list is None:
+        allowed &= ~np.isin(item_index, query.context_items)  # the page's own items
     for chosen in (query.scene_filter, query.filter):
         if chosen is not None:
             allowed &= chosen.mask(catalogue, item_index, {"segments": ()}, query.filter_values, query.now_us)

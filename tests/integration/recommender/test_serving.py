@@ -173,8 +173,7 @@ def test_it_starts_without_its_database_and_is_not_ready_yet(redis_url: str, tmp
 
     async def scenario() -> None:
         async with recommender(told) as ours:
-            state = await ours.until(ready=False, catalogue="the database")
-            assert state["dependencies"]["database"].startswith("the database")
+            await ours.until(ready=False, catalogue="the database", database="the database", popular="the database")
             answer = await ours.client.post("/v1/recommend", json={"visitor_id": "v1"})
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) >= 1
