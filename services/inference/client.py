@@ -206,7 +206,7 @@ class _Target:
             connection.watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await connection.watch
-            await connection.channel.close()
+            await connection.channel.close(None)
 
     def _open(self) -> None:
         while len(self._connections) < _CHANNELS:

@@ -85,6 +85,8 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
             asked = tensors.infer_request(
                 _inputs(request), wire.plain(request.parameters), model_version=request.model_version
             )
+            wanted = [output.name for output in request.outputs]
+            tensors.check_outputs(wanted, ranks=asked.candidate is not None)
             answer = await self._engine.infer(asked)
         except SilkrecError as error:
             await _abort(context, error)
@@ -92,7 +94,7 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
             MODEL_NAME,
             answer.model_version,
             request.id,
-            _selected(tensors.answer_tensors(answer), [output.name for output in request.outputs]),
+            tensors.answer_tensors(answer, wanted),
             tensors.answer_parameters(answer),
         )
 
@@ -153,10 +155,6 @@ def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
             values = getattr(tensor.contents, _TYPED.get(tensor.datatype, "int_contents"))
             found.append(tensors.array_from(tensor.name, tensor.datatype, shape, list(values), index=index))
     return found
-
-
-def _selected(found: list[tuple[str, str, wire.Array]], wanted: list[str]) -> list[tuple[str, str, wire.Array]]:
-    return [tensor for tensor in found if tensor[0] in wanted] if wanted else found
 
 
 async def _abort(context: Context, error: SilkrecError) -> NoReturn:

@@ -6,7 +6,7 @@ Every fault names the tensor, what it has and what it should have.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +105,23 @@ def infer_request(
     )
 
 
-def answer_tensors(answer: InferAnswer) -> list[tuple[str, str, Array]]:
-    """(name, datatype, [1, …]) of what the answer holds."""
+def answer_tensors(answer: InferAnswer, wanted: Collection[str] = ()) -> list[tuple[str, str, Array]]:
+    """(name, datatype, [1, …]) of what the answer holds; of these only the `wanted` ones, when any are named."""
+    return [tensor for tensor in _tensors(answer) if not wanted or tensor[0] in wanted]
+
+
+def check_outputs(wanted: Iterable[str], *, ranks: bool) -> None:
+    """Raises ValidationFailed for an output that this operation does not have."""
+    known = ("scores", "scored") if ranks else ("user_vector",)
+    for index, name in enumerate(wanted):
+        if name not in known:
+            raise ValidationFailed(
+                f"output {name!r} is not given for these inputs; there is {', '.join(known)}",
+                errors=[FieldError(f"/outputs/{index}/name", "unknown output", "unknown")],
+            )
+
+
+def _tensors(answer: InferAnswer) -> list[tuple[str, str, Array]]:
     if answer.user_vector is not None:
         return [("user_vector", "FP32", answer.user_vector[None])]
     scores, scored = answer.scores, answer.scored

@@ -44,6 +44,7 @@ def create_app(
     metrics: Metrics,
     max_body_bytes: BodyLimit,
     ready: Callable[[], Readiness],
+    alive: Callable[[], bool] = lambda: True,
 ) -> FastAPI:
     """An application with ids, access log, metrics, limits, problems, health routes and CORS; add your routers to it.
 
@@ -66,7 +67,7 @@ def create_app(
     )
     app.router.route_class = StrictRoute
     problem.install(app)
-    app.include_router(health.router(service=service, metrics=metrics, ready=ready))
+    app.include_router(health.router(service=service, metrics=metrics, ready=ready, alive=alive))
     return app
 
 

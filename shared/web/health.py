@@ -21,12 +21,17 @@ class Readiness:
     dependencies: Mapping[str, str] = field(default_factory=dict)
 
 
-def router(*, service: str, metrics: Metrics, ready: Callable[[], Readiness]) -> APIRouter:
+def router(
+    *, service: str, metrics: Metrics, ready: Callable[[], Readiness], alive: Callable[[], bool] = lambda: True
+) -> APIRouter:
+    """`alive` False: only a new process can help, so /health fails and the supervisor starts one."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health", summary="The process is alive")
     async def health() -> Response:
-        return JsonResponse({"status": "alive", "service": service})
+        if alive():
+            return JsonResponse({"status": "alive", "service": service})
+        return JsonResponse({"status": "dead", "service": service}, status_code=503)
 
     @routes.get("/ready", summary="The service is warm and can answer; 503 otherwise")
     async def readiness() -> Response:

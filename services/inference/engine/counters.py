@@ -4,6 +4,7 @@ exports them."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -12,11 +13,12 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 
 @dataclass(slots=True)
 class Histogram:
-    """Cumulative only when read; `counts` has one more cell than `bounds`, for what lies above the last one."""
+    """`counts` has one more cell than `bounds`, for what lies above the last one. `listener` hears every value."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)
     total: float = 0.0
+    listener: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.bounds) + 1)
@@ -25,6 +27,8 @@ class Histogram:
         cell = next((i for i, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))
         self.counts[cell] += 1
         self.total += value
+        if self.listener is not None:
+            self.listener(value)
 
 
 @dataclass(slots=True)

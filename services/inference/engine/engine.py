@@ -19,7 +19,7 @@ from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
 from services.inference.engine.request import InferAnswer, InferRequest
 from services.inference.engine.runner import ServingModel
 from services.inference.engine.scheduler import BatchPolicy, Scheduler, Ticket
-from services.inference.engine.warmup import warm
+from services.inference.engine.warmup import tune_threads, warm
 from services.inference.model import checkpoint
 from shared.errors import ConfigurationError, SilkrecError
 
@@ -29,7 +29,7 @@ _ANSWER_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`threads` 0: as torch chooses. `device` auto: cuda where there is one."""
+    """`threads` 0: measured with the first model. `device` auto: cuda where there is one."""
 
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     device: str = "auto"
@@ -46,6 +46,8 @@ class Engine:
         self.options = options
         self.device = _device(options.device)
         self.counters = EngineCounters()
+        self.threads = options.threads
+        """Torch's intra-op threads; 0 until they were measured."""
         self.slot = ModelSlot(clock, options.keep_previous_s)
         self._clock = clock
         self._waiting: dict[Ticket, asyncio.Future[InferAnswer]] = {}
@@ -121,6 +123,9 @@ class Engine:
         model = ServingModel(
             loaded, device=self.device, precision=self.options.precision, max_rows=self.options.max_rows
         )
+        first = self.slot.active is None
+        if first and self.options.threads == 0 and self.device == "cpu":
+            self.threads = tune_threads(model, self._executor)
         warm(model, self._executor)
         return model
 

@@ -1,0 +1,132 @@
+"""Open Inference Protocol v2 over REST. Faults are problem+json, like everywhere in the suite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.inference import describe, tensors
+from services.inference.engine.engine import Engine
+from shared.contracts.inference import MODEL_NAME
+from shared.web.auth import Principal, require
+from shared.web.json import JsonResponse
+
+router = APIRouter(tags=["inference"])
+Caller = Annotated[Principal, Depends(require("server"))]
+Values = bool | int | float | str
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class InputTensor(_Body):
+    """`data`: numbers, flat in row-major order or nested as `shape` says."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any]
+    parameters: dict[str, Values] = Field(default_factory=dict)
+
+
+class RequestedOutput(_Body):
+    name: str
+    parameters: dict[str, Values] = Field(default_factory=dict)
+
+
+class InferBody(_Body):
+    """Parameters: user_key, deadline_us, priority, request_time_s."""
+
+    id: str = ""
+    parameters: dict[str, Values] = Field(default_factory=dict)
+    inputs: list[InputTensor] = Field(max_length=16)
+    outputs: list[RequestedOutput] = Field(default_factory=list, max_length=16)
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+
+
+@router.get("/v2/health/live", response_model=Live)
+async def live(request: Request) -> Response:
+    alive = _engine(request).alive
+    return JsonResponse({"live": alive}, status_code=200 if alive else 503)
+
+
+@router.get("/v2/health/ready", response_model=Ready)
+async def ready(request: Request) -> Response:
+    return _ready(describe.is_ready(_engine(request)))
+
+
+@router.get("/v2")
+async def server_metadata() -> describe.ServerMetadata:
+    return describe.server()
+
+
+@router.get("/v2/models/{name}")
+async def model_metadata(request: Request, name: str) -> describe.ModelMetadata:
+    return describe.model(_engine(request), name, "")
+
+
+@router.get("/v2/models/{name}/versions/{version}")
+async def version_metadata(request: Request, name: str, version: str) -> describe.ModelMetadata:
+    return describe.model(_engine(request), name, version)
+
+
+@router.get("/v2/models/{name}/ready", response_model=Ready)
+async def model_ready(request: Request, name: str) -> Response:
+    return _ready(describe.is_model_ready(_engine(request), name, ""))
+
+
+@router.get("/v2/models/{name}/versions/{version}/ready", response_model=Ready)
+async def version_ready(request: Request, name: str, version: str) -> Response:
+    return _ready(describe.is_model_ready(_engine(request), name, version))
+
+
+@router.post("/v2/models/{name}/infer")
+async def infer(request: Request, name: str, body: InferBody, caller: Caller) -> Response:  # noqa: ARG001
+    return await _infer(request, name, "", body)
+
+
+@router.post("/v2/models/{name}/versions/{version}/infer")
+async def infer_version(request: Request, name: str, version: str, body: InferBody, caller: Caller) -> Response:  # noqa: ARG001
+    return await _infer(request, name, version, body)
+
+
+async def _infer(request: Request, name: str, version: str, body: InferBody) -> Response:
+    describe.check_name(name)
+    inputs = [
+        tensors.array_from(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data, index=index)
+        for index, tensor in enumerate(body.inputs)
+    ]
+    asked = tensors.infer_request(inputs, body.parameters, model_version=version)
+    wanted = [output.name for output in body.outputs]
+    tensors.check_outputs(wanted, ranks=asked.candidate is not None)
+    answer = await _engine(request).infer(asked)
+    return JsonResponse(
+        {
+            "model_name": MODEL_NAME,
+            "model_version": answer.model_version,
+            "id": body.id,
+            "parameters": tensors.answer_parameters(answer),
+            "outputs": [
+                {"name": output, "datatype": datatype, "shape": list(array.shape), "data": array.ravel()}
+                for output, datatype, array in tensors.answer_tensors(answer, wanted)
+            ],
+        }
+    )
+
+
+def _ready(is_ready: bool) -> Response:
+    return JsonResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
+
+
+def _engine(request: Request) -> Engine:
+    return cast("Engine", request.state.engine)

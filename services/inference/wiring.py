@@ -1,0 +1,140 @@
+"""Opens what stands behind the doors and closes it in reverse order: database, engine, watcher, gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from services.inference import describe
+from services.inference.engine.engine import Engine, EngineOptions
+from services.inference.engine.scheduler import BatchPolicy
+from services.inference.grpc import GrpcServer
+from services.inference.metrics import EngineMetrics
+from services.inference.watcher import ModelWatcher
+from shared.contracts.manifest import Deployment
+from shared.observability.metrics import Metrics
+from shared.observability.tasks import TaskOwner
+from shared.settings.load import Loaded
+from shared.settings.roots import InferenceSettings, Settings
+from shared.storage import deployments
+from shared.storage.artifacts import ArtifactStore
+from shared.storage.database import Database
+from shared.storage.keys import KeyCache
+from shared.web.health import Readiness
+
+# With Python's 5 ms the device thread would wait that long for the lock whenever a door parses a message.
+SWITCH_INTERVAL_S = 0.0005
+_GRACE_S = 2.0
+_METRICS_S = 1.0
+
+
+class Board:
+    """What /ready and /health say; `engine` and `watcher` are pinned once they exist."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.watcher: ModelWatcher | None = None
+        self.tasks: TaskOwner | None = None
+
+    def ready(self) -> Readiness:
+        if self.engine is None or self.watcher is None or self.tasks is None:
+            return Readiness(False, {"engine": "is starting"})
+        failure = self.engine.failure
+        told = {
+            "engine": "ok" if failure is None else f"its thread died of {type(failure).__name__}; restart the process",
+            "model": self.watcher.model,
+            "database": self.watcher.database,
+        }
+        told |= {f"task {name}": "given up; restart the process" for name in sorted(self.tasks.dead)}
+        return Readiness(describe.is_ready(self.engine), told)
+
+    def alive(self) -> bool:
+        """False once the device's thread died, or the watcher was given up: only a new process helps."""
+        if self.engine is None or self.tasks is None:
+            return True
+        return self.engine.failure is None and not self.tasks.dead
+
+
+def engine_options(settings: InferenceSettings) -> EngineOptions:
+    batching = settings.dynamic_batching
+    policy = BatchPolicy(
+        max_batch_size=batching.max_batch_size,
+        preferred_batch_size=batching.preferred_batch_size,
+        max_queue_delay_s=batching.max_queue_delay_ms * 1e-3,
+        max_queue_size=batching.max_queue_size,
+        max_batch_s=batching.max_batch_ms * 1e-3,
+        enabled=batching.enabled,
+    )
+    return EngineOptions(
+        policy=policy,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        max_rows=settings.max_sequence_length,
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterator[Mapping[str, Any]]:
+    """Yields what becomes `request.state`. Neither a database nor a model needs to be there: both are found later.
+    Raises ConfigurationError for a device, port or socket that cannot be had."""
+    settings = loaded.settings
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(settings.database_url(), settings.database)
+        stack.push_async_callback(asyncio.to_thread, database.close)
+        engine = Engine(engine_options(settings.inference))
+        exported = EngineMetrics(metrics)
+        exported.follow(engine)
+        engine.start()
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        tasks = TaskOwner(metrics=metrics)
+        stack.push_async_callback(tasks.close)
+        keys = KeyCache(database)
+        await keys.start(tasks)
+        store = ArtifactStore(settings.artifacts_dir())
+        watcher = _watcher(settings, engine, store, database)
+        board.engine, board.watcher, board.tasks = engine, watcher, tasks
+        door = GrpcServer(engine, socket=settings.socket_path("inference"), tcp=_tcp(settings.inference))
+        await door.start()
+        stack.push_async_callback(door.stop, _GRACE_S)
+        tasks.start("model watcher", watcher.run)
+        tasks.start("engine metrics", lambda: _export(exported, engine))
+        yield {
+            "settings": settings,
+            "loaded": loaded,
+            "database": database,
+            "store": store,
+            "keys": keys,
+            "metrics": metrics,
+            "engine": engine,
+            "watcher": watcher,
+            "grpc": door,
+        }
+
+
+def _watcher(settings: Settings, engine: Engine, store: ArtifactStore, database: Database) -> ModelWatcher:
+    def read() -> Deployment | None:
+        with database.read() as connection:
+            return deployments.active(connection)
+
+    async def active() -> Deployment | None:
+        return await database.run(read)
+
+    return ModelWatcher(engine=engine, store=store, active=active, refresh_s=settings.inference.refresh_s)
+
+
+def _tcp(settings: InferenceSettings) -> str | None:
+    if settings.grpc_port < 0:
+        return None
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.grpc_port}"
+
+
+async def _export(exported: EngineMetrics, engine: Engine) -> None:
+    while True:
+        exported.sync(engine)
+        await asyncio.sleep(_METRICS_S)
