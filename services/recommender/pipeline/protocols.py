@@ -16,7 +16,7 @@ from shared.contracts.history import Bool, Float32, Int32, Int64
 
 
 class UserHydrator(Protocol):
-    async def hydrate(self, query: Query, snapshot: Snapshot, timeout_s: float) -> UserFeatures:
+    async def hydrate(self, query: Query, snapshot: Snapshot, timeout_s: float, /) -> UserFeatures:
         """History, profile and stored scores in one round trip; what is missing is named in `misses`."""
         ...
 

@@ -11,9 +11,10 @@ from typing import TypeVar
 from shared.errors import Overloaded
 
 T = TypeVar("T")
-# Flat, 64 dimensions, one query: 10,000 vectors 0.3 ms, 50,000 1.4 ms; a trip to a thread and back costs 0.1 to 0.2 ms,
-# and 5 ms when another thread holds the interpreter lock. Beyond 1 ms all other requests would wait on this one.
-INLINE_ROWS = 30_000
+# Flat, 64 dimensions, one core: 10,000 vectors 0.1 ms, 50,000 0.6 ms, 100,000 1.1 ms, and twelve queries twelve times
+# that. A trip to a thread and back costs 0.15 ms while the event loop is idle; beyond 1 ms all other requests would
+# wait on this one.
+INLINE_ROWS = 80_000
 THREADS = 2
 MAX_WAITING = 64
 
