@@ -15,6 +15,7 @@ import torch
 
 from services.inference.engine.counters import EngineCounters
 from services.inference.engine.executor import Done, Executor
+from services.inference.engine.memory import keep_freed_memory
 from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
 from services.inference.engine.request import InferAnswer, InferRequest
 from services.inference.engine.runner import ServingModel
@@ -68,6 +69,7 @@ class Engine:
         return self._executor.queued
 
     def start(self) -> None:
+        keep_freed_memory()
         self._executor.start()
 
     def stop(self) -> None:
