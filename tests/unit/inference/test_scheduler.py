@@ -1,0 +1,266 @@
+"""The scheduler as a state machine: time is a number that the test moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.inference.engine.cost_model import Load
+from services.inference.engine.scheduler import BatchPolicy, Plan, Scheduler, Ticket
+from shared.errors import Overloaded
+
+CALL_S, ROW_S, CANDIDATE_S = 1e-3, 1e-5, 1e-5
+
+
+@dataclass
+class LinearCost:
+    """1 ms a call, 10 us a row and a candidate."""
+
+    def predict(self, load: Load) -> float:
+        return 0.0 if load.requests == 0 else CALL_S + load.rows * ROW_S + load.candidates * CANDIDATE_S
+
+    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float) -> int:
+        base = self.predict(load.plus(rows, 0))
+        return max(0, min(candidates, int((budget_s - base) / CANDIDATE_S)))
+
+
+@dataclass(eq=False)
+class Model:
+    cost: LinearCost = field(default_factory=LinearCost)
+
+
+MODEL = Model()
+EAGER = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=1.0)
+
+
+def ticket(
+    deadline: float, *, rows: int = 0, candidates: int = 100, priority: int = 0, at: float = 0.0, lane: Model = MODEL
+) -> Ticket:
+    return Ticket(lane, deadline, rows, candidates, at, priority, trimmable=candidates > 0)
+
+
+def scheduler_with(*tickets: Ticket, policy: BatchPolicy = EAGER) -> Scheduler:
+    scheduler = Scheduler(policy)
+    for one in tickets:
+        scheduler.submit(one)
+    return scheduler
+
+
+def ran(plan: Plan) -> list[Ticket]:
+    return [placed.ticket for placed in plan.batch]
+
+
+def test_the_earliest_deadline_runs_first_whatever_came_first() -> None:
+    late, early = ticket(2.0), ticket(1.0)
+    assert ran(scheduler_with(late, early).next(0.0)) == [early, late]
+
+
+def test_a_more_urgent_class_goes_before_an_earlier_deadline() -> None:
+    background, urgent = ticket(0.5, priority=1), ticket(1.0, priority=0)
+    assert ran(scheduler_with(background, urgent).next(0.0)) == [urgent, background]
+
+
+def test_a_request_without_time_for_all_its_candidates_gets_the_first_that_fit() -> None:
+    plan = scheduler_with(ticket(0.003, candidates=500)).next(0.0)
+    assert [placed.candidates for placed in plan.batch] == [200]
+    assert not plan.refused
+
+
+def test_a_request_without_time_for_one_candidate_is_answered_at_once() -> None:
+    hopeless = ticket(0.0005)
+    plan = scheduler_with(hopeless).next(0.0)
+    assert not plan.batch
+    assert [(refused.ticket, refused.reason) for refused in plan.refused] == [(hopeless, "deadline")]
+
+
+def test_encoding_is_never_trimmed_but_runs_whole_or_not_at_all() -> None:
+    hopeless, possible = ticket(0.0015, rows=100, candidates=0), ticket(0.01, rows=100, candidates=0)
+    plan = scheduler_with(hopeless, possible).next(0.0)
+    assert [refused.ticket for refused in plan.refused] == [hopeless]
+    assert ran(plan) == [possible]
+
+
+def test_an_expired_request_never_reaches_the_device() -> None:
+    expired, alive = ticket(1.0), ticket(2.0)
+    plan = scheduler_with(expired, alive).next(1.0)
+    assert [refused.ticket for refused in plan.refused] == [expired]
+    assert ran(plan) == [alive]
+
+
+def test_a_cancelled_request_never_reaches_the_device_and_frees_its_place() -> None:
+    gone, alive = ticket(1.0), ticket(2.0)
+    scheduler = scheduler_with(gone, policy=BatchPolicy(max_queue_size=1, max_queue_delay_s=0.0))
+    assert scheduler.cancel(gone)
+    scheduler.submit(alive)
+    assert ran(scheduler.next(0.0)) == [alive]
+    assert not scheduler.cancel(alive)
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    scheduler = scheduler_with(ticket(1.0), policy=BatchPolicy(max_queue_size=1))
+    with pytest.raises(Overloaded):
+        scheduler.submit(ticket(1.0))
+
+
+def test_company_that_would_make_the_first_one_late_waits_for_the_next_batch() -> None:
+    pressed, patient = ticket(0.003, candidates=150), ticket(1.0, candidates=500)
+    scheduler = scheduler_with(pressed, patient)
+    assert ran(scheduler.next(0.0)) == [pressed]
+    assert ran(scheduler.next(0.0025)) == [patient]
+
+
+def test_a_second_request_that_cannot_wait_takes_what_is_left_of_the_first_ones_time() -> None:
+    # Together 100 + 100 candidates fit into 3 ms; behind the first batch (2 ms) there would be time for none.
+    first, second = ticket(0.003, candidates=100), ticket(0.003, candidates=300)
+    plan = scheduler_with(first, second).next(0.0)
+    assert [placed.candidates for placed in plan.batch] == [100, 100]
+
+
+def test_a_batch_ends_before_it_becomes_longer_than_its_bound() -> None:
+    policy = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=0.005)
+    scheduler = scheduler_with(*(ticket(1.0, candidates=200) for _ in range(5)), policy=policy)
+    assert [len(scheduler.next(0.0).batch) for _ in range(3)] == [2, 2, 1]
+
+
+def test_one_request_longer_than_the_bound_still_runs() -> None:
+    policy = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=0.001)
+    assert len(scheduler_with(ticket(1.0, candidates=900), policy=policy).next(0.0).batch) == 1
+
+
+def test_two_models_never_share_a_batch() -> None:
+    other = Model()
+    one, two, three = ticket(1.0), ticket(2.0, lane=other), ticket(3.0)
+    scheduler = scheduler_with(one, two, three)
+    assert ran(scheduler.next(0.0)) == [one, three]
+    assert ran(scheduler.next(0.0)) == [two]
+
+
+def test_without_batching_every_request_runs_alone() -> None:
+    policy = BatchPolicy(enabled=False)
+    scheduler = scheduler_with(ticket(1.0), ticket(1.0), policy=policy)
+    assert len(scheduler.next(0.0).batch) == 1
+
+
+WAITING = BatchPolicy(max_queue_delay_s=0.002, preferred_batch_size=(4,), max_batch_s=1.0)
+
+
+def busy() -> Scheduler:
+    """An empty queue that has just seen ten requests come 0.1 ms apart, the last at 0."""
+    scheduler = scheduler_with(*(ticket(1.0, at=(i - 9) * 1e-4) for i in range(10)), policy=WAITING)
+    while len(scheduler):
+        scheduler.next(1e-9)
+    return scheduler
+
+
+def test_while_requests_come_close_together_a_batch_waits_for_company_until_the_delay_is_over() -> None:
+    scheduler = busy()
+    scheduler.submit(ticket(1.0, at=0.0005))
+    scheduler.submit(ticket(1.0, at=0.001))
+    plan = scheduler.next(0.001)
+    assert not plan.batch
+    assert plan.wake_at == pytest.approx(0.0025)
+    assert len(scheduler.next(0.0025).batch) == 2
+
+
+def test_a_preferred_size_goes_without_waiting() -> None:
+    scheduler = busy()
+    for i in range(4):
+        scheduler.submit(ticket(1.0, at=i * 1e-4))
+    assert len(scheduler.next(0.0004).batch) == 4
+
+
+def test_a_lone_request_never_waits_for_company_that_is_not_expected() -> None:
+    scheduler = scheduler_with(ticket(1.0, at=0.0), policy=WAITING)
+    assert len(scheduler.next(0.0).batch) == 1
+    scheduler.submit(ticket(2.0, at=1.0))
+    assert len(scheduler.next(1.0).batch) == 1
+
+
+def test_after_a_busy_time_the_first_request_behind_a_silence_does_not_wait() -> None:
+    scheduler = busy()
+    scheduler.submit(ticket(2.0, at=1.0))
+    assert len(scheduler.next(1.0).batch) == 1
+
+
+def test_waiting_for_company_never_makes_a_request_late() -> None:
+    scheduler = busy()
+    scheduler.submit(ticket(0.0045, candidates=300, at=0.0))  # 4 ms of work
+    plan = scheduler.next(0.0)
+    assert plan.wake_at == pytest.approx(0.0005)
+    assert len(scheduler.next(0.0005).batch) == 1
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[Ticket]:
+    lanes = [MODEL, Model()]
+    count = draw(st.integers(1, 40))
+    return [
+        ticket(
+            draw(st.floats(0.0, 0.1)),
+            rows=draw(st.integers(0, 200)),
+            candidates=draw(st.integers(0, 1000)),
+            priority=draw(st.integers(0, 2)),
+            lane=draw(st.sampled_from(lanes)),
+        )
+        for _ in range(count)
+    ]
+
+
+policies = st.builds(
+    BatchPolicy,
+    max_batch_size=st.integers(1, 8),
+    preferred_batch_size=st.just((4,)),
+    max_queue_delay_s=st.sampled_from([0.0, 0.001]),
+    max_batch_s=st.sampled_from([0.002, 0.01]),
+    enabled=st.booleans(),
+)
+
+
+def rounds(scheduler: Scheduler, *, start: float = 0.0) -> list[tuple[float, Plan]]:
+    """Until the queue is empty; a batch takes as long as predicted."""
+    now, plans = start, []
+    while len(scheduler):
+        plan = scheduler.next(now)
+        plans.append((now, plan))
+        assert plan.batch or plan.refused or (plan.wake_at is not None and plan.wake_at > now), "no progress"
+        now = max(now + MODEL.cost.predict(plan.load), (plan.wake_at or now) if not plan.batch else now)
+    return plans
+
+
+@given(crowds(), policies)
+def test_no_request_is_lost_or_answered_twice(crowd: list[Ticket], policy: BatchPolicy) -> None:
+    plans = rounds(scheduler_with(*crowd, policy=policy))
+    answered = [t for _, plan in plans for t in (*ran(plan), *(refused.ticket for refused in plan.refused))]
+    assert len(answered) == len(crowd)
+    assert {id(t) for t in answered} == {id(t) for t in crowd}
+
+
+@given(crowds(), policies)
+def test_a_batch_never_exceeds_its_size_nor_mixes_models(crowd: list[Ticket], policy: BatchPolicy) -> None:
+    for _, plan in rounds(scheduler_with(*crowd, policy=policy)):
+        assert len(plan.batch) <= (policy.max_batch_size if policy.enabled else 1)
+        assert len({id(t.lane) for t in ran(plan)}) <= 1
+        assert all(0 <= placed.candidates <= placed.ticket.candidates for placed in plan.batch)
+
+
+@given(crowds(), policies)
+def test_whoever_is_placed_is_done_by_its_deadline_as_predicted(crowd: list[Ticket], policy: BatchPolicy) -> None:
+    for now, plan in rounds(scheduler_with(*crowd, policy=policy)):
+        finish = now + MODEL.cost.predict(plan.load)
+        assert all(finish <= t.deadline + 1e-9 for t in ran(plan))
+
+
+@given(crowds(), policies)
+def test_of_one_model_nobody_overtakes_an_earlier_deadline_of_its_class(
+    crowd: list[Ticket], policy: BatchPolicy
+) -> None:
+    order: dict[int, list[tuple[int, float, int]]] = {}
+    for _, plan in rounds(scheduler_with(*crowd, policy=policy)):
+        for t in ran(plan):
+            order.setdefault(id(t.lane), []).append(t.order)
+    for started in order.values():
+        assert all(before <= after for before, after in pairwise(started))
