@@ -1,0 +1,177 @@
+"""`silkrec serve recommender|features|inference|all`: one service in this process, or all of them supervised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from services.cli.context import load, load_shipped, opened
+from shared.errors import ConfigurationError, DatabaseUnavailable
+from shared.observability import logging
+from shared.settings.load import Loaded
+from shared.settings.roots import Settings
+from shared.storage import keys, migrate
+from shared.storage.database import Database
+from shared.web.auth import check_binding
+
+app = typer.Typer(no_args_is_help=True, help="Start a service, or the whole suite.")
+
+# With the 5 s in which requests end, a service is gone well before Kubernetes' 30 s.
+GRACE_S = 5
+BACKLOG = 2048
+SCHEMA_RETRY_S = 1.0
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input ends.")]
+_log = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    module: str
+    address: Callable[[Settings], tuple[str, int]]
+
+
+SERVICES = {
+    "recommender": Service(
+        "recommender", "services.recommender.app", lambda s: (s.recommender.host, s.recommender.port)
+    ),
+    "features": Service("features", "services.features.app", lambda s: (s.features.host, s.features.port)),
+    "inference": Service("inference", "services.inference.app", lambda s: (s.inference.host, s.inference.port)),
+}
+
+
+@app.command()
+def recommender(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """/v1/recommend and what reads: pipeline, FAISS, journal."""
+    run_service(load_shipped(ctx), SERVICES["recommender"], supervised=supervised)
+
+
+@app.command()
+def features(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """/v1/events, /v1/items, /v1/users: what writes."""
+    run_service(load_shipped(ctx), SERVICES["features"], supervised=supervised)
+
+
+@app.command()
+def inference(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """The ranker behind Open Inference Protocol v2: gRPC on a Unix socket and TCP, and REST."""
+    run_service(load_shipped(ctx), SERVICES["inference"], supervised=supervised)
+
+
+@app.command("all")
+def all_(
+    ctx: typer.Context,
+    log_dir: Annotated[
+        Path | None, typer.Option("--log-dir", help="A log file a service there, instead of standard error.")
+    ] = None,
+    supervised: Supervised = False,
+) -> None:
+    """All services and the embedded Redis under one supervisor; a process that dies is started again."""
+    from services.cli.supervisor import supervise
+
+    loaded = load(ctx)
+    logging.configure(loaded.settings.log, service="supervisor", state=loaded.settings.state)
+    if supervised:
+        _end_with_stdin()
+    with contextlib.suppress(DatabaseUnavailable), opened(loaded):
+        _log.info("the schema is up to date")
+    raise typer.Exit(asyncio.run(supervise(loaded, log_dir)))
+
+
+def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigurationError when the address cannot be had."""
+    settings = loaded.settings
+    logging.configure(settings.log, service=service.name, state=settings.state)
+    if supervised:
+        _end_with_stdin()
+    settings.socket_path(service.name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    host, port = service.address(settings)
+    check_binding(host, _prepare_database(settings))
+    listener = listen(host, port, f"{service.name}.port")
+    build = importlib.import_module(service.module).build
+    config = uvicorn.Config(
+        build(loaded),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        loop="uvloop",
+        http="httptools",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = uvicorn.Server(config)
+    _log.info("serving", url=f"http://{host}:{listener.getsockname()[1]}", pid=os.getpid())
+    server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigurationError(f"{service.name} could not start; its log above says why")
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """Bound before anything else starts, so that a taken port is one clear line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        variable = "SILKREC_" + setting.upper().replace(".", "__")
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; set {variable} to another port"
+        ) from None
+    return listener
+
+
+def _prepare_database(settings: Settings) -> bool:
+    """Brings the schema up to date, now or, while the database is away, later; says whether keys exist."""
+    database = Database(settings.database_url(), settings.database)
+    try:
+        migrate.upgrade(database)
+        found = keys.has_keys(database)
+    except DatabaseUnavailable as error:
+        _log.warning("the database does not answer; the schema is looked at later", error=error.detail)
+        threading.Thread(target=_upgrade_later, args=(database,), name="schema", daemon=True).start()
+        return False
+    database.close()
+    return found
+
+
+def _upgrade_later(database: Database) -> None:
+    while True:
+        time.sleep(SCHEMA_RETRY_S)
+        try:
+            migrate.upgrade(database)
+        except DatabaseUnavailable:
+            continue
+        except ConfigurationError as error:
+            _log.critical("the schema cannot be used", error=error.detail)
+            os.kill(os.getpid(), signal.SIGTERM)
+        database.close()
+        return
+
+
+def _end_with_stdin() -> None:
+    """The supervisor holds the other end: when it is gone, even by SIGKILL, this process ends as well."""
+
+    def wait(*_: Any) -> None:
+        while sys.stdin.buffer.read(1):
+            continue
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="supervisor's end", daemon=True).start()
