@@ -80,6 +80,8 @@ def database(request: pytest.FixtureRequest) -> Database:
 @pytest.fixture
 def settings_factory(database: Database, redis_url: str, tmp_path: Path) -> SettingsFactory:
     """`settings_factory(**{"features.port": 0})`: settings over the test's stores, with dotted overrides."""
+    config = tmp_path / "silkrec.yaml"
+    config.touch()  # the defaults, whatever lies in the current folder
 
     def make(**overrides: Any) -> Loaded:
         stores = {
@@ -87,7 +89,7 @@ def settings_factory(database: Database, redis_url: str, tmp_path: Path) -> Sett
             "database.url": database.url.render_as_string(hide_password=False),
             "redis.url": redis_url,
         }
-        return load_settings(env={}, overrides={**stores, **overrides})
+        return load_settings(config, env={}, overrides={**stores, **overrides})
 
     return make
 
