@@ -109,6 +109,7 @@ async def opened(
             tasks=tasks,
         )
         server = SlateServer(pipeline, holder, SlateMetrics(metrics))
+        tasks.start("admission", server.admission.run)
         stack.push_async_callback(server.close)
         frozen = FrozenSlates(stores.redis, stores.redis_write)
         desk = Desk(settings.recommender, QueryBuilder(settings.data), holder, server, frozen, journal, tasks)

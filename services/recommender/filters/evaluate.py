@@ -67,7 +67,8 @@ class Context:
             return np.fromiter((texts[slot] is not None for slot in self.slots.tolist()), np.bool_, len(self.slots))
         values = self.values(name)
         if column.kind == "number":
-            return np.logical_not(np.isnan(values))
+            number: Bool = ~np.isnan(values)
+            return number
         present: Bool = values != MISSING_TIME if column.kind == "timestamp" else values >= 0
         return present
 

@@ -9,9 +9,10 @@ from typing import Protocol
 
 from services.recommender.domain import Degradation, Query, Slate
 from services.recommender.metrics import SlateMetrics
+from services.recommender.serving.admission import Admission
 from services.recommender.serving.fallback import popular_slate
 from services.recommender.serving.state import StateHolder
-from shared.errors import DeadlineExceeded, NothingToServe, SilkrecError
+from shared.errors import DeadlineExceeded, NothingToServe, Overloaded, SilkrecError
 from shared.observability.logging import get_logger
 
 _log = get_logger(__name__)
@@ -33,11 +34,13 @@ class SlateServer:
         holder: StateHolder,
         metrics: SlateMetrics,
         *,
+        admission: Admission | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
         self._holder = holder
         self._metrics = metrics
+        self.admission = admission or Admission()
         self._clock = clock
         self._overrun: set[asyncio.Task[Slate]] = set()
 
@@ -60,12 +63,19 @@ class SlateServer:
         await asyncio.gather(*self._overrun, return_exceptions=True)
 
     async def _guarded(self, query: Query, route: str) -> Slate:
-        left = query.deadline - self._clock() - GUARD_S
-        if left <= 0:
+        if query.deadline - self._clock() <= GUARD_S:
             return self._popular(query, route, DeadlineExceeded.code)
+        if not self.admission.enter():
+            return self._popular(query, route, Overloaded.code)
+        try:
+            return await self._run(query, route)
+        finally:
+            self.admission.leave()
+
+    async def _run(self, query: Query, route: str) -> Slate:
         task = asyncio.ensure_future(self._pipeline.run(query))
         try:
-            await asyncio.wait((task,), timeout=left)
+            await asyncio.wait((task,), timeout=query.deadline - self._clock() - GUARD_S)
         finally:
             if not task.done():
                 self._abandon(task)
