@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 from grpc import aio
@@ -23,10 +23,16 @@ from shared.contracts.inference import MODEL_NAME, EncodeRequest, EncodeResult, 
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
+from shared.observability import context
 
 _READY_TIMEOUT_S = 0.5
 _SHUN_S = 0.25
 """How long a target that just refused goes last: a restart's gap, not a judgement."""
+_FAIR_S = 0.02
+"""A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
+_HUNG_S = 1.0
+_CALL_MARGIN_S = 0.25
+"""gRPC's own timer runs out behind ours, so that DEADLINE_EXCEEDED is always the server's word."""
 _CHANNELS = 2
 """Connections a target: two spread flow control and the server's read loops; a connection carries 100 streams."""
 _OPTIONS = (
@@ -57,12 +63,14 @@ class InferenceClient(Protocol):
 
 
 class GrpcInferenceClient:
-    """`targets` as gRPC writes them: `unix:/path` or `host:port`. Lives on the event loop of its first call."""
+    """`targets` as gRPC writes them: `unix:/path` or `host:port`. `key`: a server key, for TCP targets that ask for
+    one. Lives on the event loop of its first call."""
 
-    def __init__(self, targets: Sequence[str]) -> None:
+    def __init__(self, targets: Sequence[str], *, key: str | None = None) -> None:
         if not targets:
             raise InferenceUnavailable("no inference target is configured (recommender.inference_targets)")
         self._targets = [_Target(name) for name in dict.fromkeys(targets)]
+        self._access = () if key is None else (("authorization", f"Bearer {key}"),)
         self._closed = False
 
     async def encode(self, request: EncodeRequest) -> EncodeResult:
@@ -102,27 +110,33 @@ class GrpcInferenceClient:
         columns: Sequence[tuple[str, str, wire.Array]],
         extra: dict[str, wire.Parameter],
     ) -> _Answer:
-        deadline = time.monotonic() + request.deadline_us * 1e-6
+        begin = time.monotonic()
+        deadline = begin + request.deadline_us * 1e-6
         fixed = {"user_key": request.user_key, "priority": request.priority, **extra}
         message = wire.request(MODEL_NAME, request.model_version, columns, fixed)
+        asked: list[_Asked] = []
         try:
-            async with asyncio.timeout(max(0.0, request.deadline_us * 1e-6)):
-                return _Answer(await self._first_answer(request.user_key, message, deadline))
+            async with asyncio.timeout(deadline - begin):
+                return _Answer(await self._first_answer(request.user_key, message, deadline, asked))
         except TimeoutError:
+            if asked and time.monotonic() - asked[-1].at > _FAIR_S:
+                asked[-1].target.shun(_HUNG_S)
             raise DeadlineExceeded("the inference service did not answer within the deadline") from None
 
     async def _first_answer(
-        self, user_key: str, message: pb.ModelInferRequest, deadline: float
+        self, user_key: str, message: pb.ModelInferRequest, deadline: float, asked: list[_Asked]
     ) -> pb.ModelInferResponse:
-        """Each target once, in the user's order; asking twice is harmless."""
+        """Each target once, in the user's order; asking twice is harmless. `asked` grows by each."""
         failure: SilkrecError | None = None
+        metadata = (*self._access, *context.outgoing_headers().items())
         for target in self._order(user_key):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            message.parameters["deadline_us"].int64_param = int(left_s * 1e6)
+            now = time.monotonic()
+            if now >= deadline:
+                raise failure or DeadlineExceeded("the deadline passed before the inference service was asked")
+            asked.append(_Asked(target, now))
+            message.parameters["deadline_us"].int64_param = int((deadline - now) * 1e6)
             try:
-                return await target.infer(message, left_s)
+                return await target.infer(message, deadline - now + _CALL_MARGIN_S, metadata)
             except (InferenceUnavailable, Overloaded) as error:
                 failure = error
         raise failure or InferenceUnavailable("no inference target can be reached; see `silkrec doctor`")
@@ -164,12 +178,20 @@ class _Connection:
     state: grpc.ChannelConnectivity = grpc.ChannelConnectivity.IDLE
 
 
+class _Asked(NamedTuple):
+    """`at` on time.monotonic."""
+
+    target: _Target
+    at: float
+
+
 @dataclass(eq=False)
 class _Target:
     """One engine process. Its connections are opened at the first use and watched from then on."""
 
     name: str
     shunned_until: float = 0.0
+    _closed: bool = False
     _connections: list[_Connection] = field(default_factory=list)
     _turn: int = 0
 
@@ -182,11 +204,23 @@ class _Target:
         self._open()
         return any(c.state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE for c in self._connections)
 
-    async def infer(self, message: pb.ModelInferRequest, timeout_s: float) -> pb.ModelInferResponse:
+    def shun(self, seconds: float) -> None:
+        """Others go first until then."""
+        self.shunned_until = max(self.shunned_until, time.monotonic() + seconds)
+
+    async def infer(
+        self, message: pb.ModelInferRequest, timeout_s: float, metadata: tuple[tuple[str, str], ...]
+    ) -> pb.ModelInferResponse:
         try:
-            answer: pb.ModelInferResponse = await self._next().stub.ModelInfer(message, timeout=timeout_s)
+            stub = self._next().stub
+            answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
         except aio.AioRpcError as error:
             raise self._translated(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise InferenceUnavailable("the inference client was closed") from None
+            raise
         return answer
 
     async def model_ready(self, version: str) -> bool:
@@ -201,6 +235,7 @@ class _Target:
         return bool(answer.ready)
 
     async def close(self) -> None:
+        self._closed = True
         connections, self._connections = self._connections, []
         for connection in connections:
             connection.watch.cancel()
@@ -237,7 +272,7 @@ class _Target:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Overloaded(detail, retry_after_s=0.05)
         if code is grpc.StatusCode.UNAVAILABLE:
-            self.shunned_until = time.monotonic() + _SHUN_S
+            self.shun(_SHUN_S)
         return InferenceUnavailable(f"the inference service answered {code.name}: {detail}")
 
 

@@ -5,8 +5,7 @@ A caller that goes away cancels its handler, and with it the queued request.
 
 from __future__ import annotations
 
-import contextlib
-import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +13,9 @@ import grpc
 from grpc import aio
 
 from services.inference import describe, tensors, wire
+from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine
+from services.inference.unix_socket import OwnedSocket
 from shared.contracts.inference import MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
@@ -23,11 +24,16 @@ from shared.errors import (
     ConfigurationError,
     DeadlineExceeded,
     DependencyError,
+    Forbidden,
     NotFound,
     Overloaded,
     SilkrecError,
+    Unauthenticated,
     ValidationFailed,
 )
+from shared.observability import context as request_context
+from shared.observability.context import RequestContext
+from shared.observability.logging import get_logger
 
 Context = aio.ServicerContext[object, object]
 _OPTIONS = (
@@ -39,19 +45,23 @@ _OPTIONS = (
 )
 _CODES: tuple[tuple[type[SilkrecError], grpc.StatusCode], ...] = (
     (NotFound, grpc.StatusCode.NOT_FOUND),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (ClientError, grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (DependencyError, grpc.StatusCode.UNAVAILABLE),
 )
+_log = get_logger(__name__)
 _TYPED = {"INT8": "int_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 
 
 class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
-    """Method names are the protocol's."""
+    """Method names are the protocol's. Metadata and health are for everyone, inference for `callers`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, callers: CallerCheck) -> None:
         self._engine = engine
+        self._callers = callers
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: N802, ARG002
         return pb.ServerLiveResponse(live=self._engine.alive)
@@ -80,7 +90,10 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
+        metadata = context.invocation_metadata()
+        _enter_request(metadata)
         try:
+            self._callers.check(context.peer(), metadata)
             describe.check_name(request.model_name)
             asked = tensors.infer_request(
                 _inputs(request), wire.plain(request.parameters), model_version=request.model_version
@@ -102,42 +115,53 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
 class GrpcServer:
     """Owns the listening sockets. `start` raises ConfigurationError when an address cannot be taken."""
 
-    def __init__(self, engine: Engine, *, socket: Path, tcp: str | None) -> None:
-        self._socket = socket
+    def __init__(self, engine: Engine, callers: CallerCheck, *, socket: Path, tcp: str | None) -> None:
+        self._socket = OwnedSocket(socket)
         self._tcp = tcp
         self.port = 0
         """The TCP port that was taken; 0 when that door is closed."""
         self._server = aio.server(options=_OPTIONS)
         oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(engine), self._server
+            InferenceServicer(engine, callers), self._server
         )
 
     async def start(self) -> None:
-        folder = self._socket.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # whoever reaches the socket may ask anything
-        _remove_stale(self._socket)
+        self._socket.take()
         try:
-            self._server.add_insecure_port(f"unix:{self._socket}")
-            if self._tcp is not None:
-                self.port = self._server.add_insecure_port(self._tcp)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"inference.grpc_port: {self._tcp or self._socket} cannot be bound: {error}"
-            ) from None
+            self._bind()
+        except ConfigurationError:
+            await self.stop(0.0)
+            raise
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
+        """New calls are refused at once; those under way get `grace_s`."""
         await self._server.stop(grace_s)
-        self._socket.unlink(missing_ok=True)
+        self._socket.release()
+
+    def _bind(self) -> None:
+        path = self._socket.path
+        try:
+            self._server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise ConfigurationError(f"the inference socket {path} cannot be bound: {error}") from None
+        if self._tcp is None:
+            return
+        try:
+            self.port = self._server.add_insecure_port(self._tcp)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"inference.grpc_port: {self._tcp} cannot be bound: {error}; set SILKREC_INFERENCE__GRPC_PORT to "
+                "another port, or to -1 to open the Unix socket alone"
+            ) from None
 
 
-def _remove_stale(path: Path) -> None:
-    """A killed process leaves its socket behind, and a second bind would fail on it."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigurationError(f"{path} stands where the inference socket belongs and is no socket; move it away")
-        path.unlink()
+def _enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
+    """The caller's request id and trace, for what is logged here. A handler has its own context, so it ends there."""
+    sent = {name: value for name, value in metadata or () if isinstance(value, str)}
+    request_id = sent.get(request_context.REQUEST_ID_HEADER)
+    if request_id is not None:
+        request_context.enter(RequestContext.accept(request_id, sent.get(request_context.TRACEPARENT_HEADER)))
 
 
 def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
@@ -159,4 +183,6 @@ def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
 
 async def _abort(context: Context, error: SilkrecError) -> NoReturn:
     code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    if code is grpc.StatusCode.INTERNAL:
+        _log.error("inference failed", code=error.code, detail=error.detail, exc_info=error)
     await context.abort(code, error.detail)

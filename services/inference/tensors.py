@@ -23,6 +23,7 @@ INPUTS: dict[str, str] = {
 }
 _REQUIRED = ("history_item", "history_action", "history_time")
 _PARAMETERS: dict[str, type] = {"user_key": str, "deadline_us": int, "priority": int, "request_time_s": int}
+_INT64 = np.iinfo(np.int64)
 MAX_ROWS = 65_536
 MAX_CANDIDATES = 10_000
 """A batch cannot be interrupted: 10,000 candidates of a 100 row history take 70 ms on one core."""
@@ -158,6 +159,9 @@ def _parameter(name: str, value: Parameter) -> Parameter:
         kind = "a string" if wanted is str else "a whole number"
         told = f"parameter {name} must be {kind}"
         raise ValidationFailed(told, errors=[FieldError(f"/parameters/{name}", f"must be {kind}")])
+    if isinstance(value, int) and not _INT64.min <= value <= _INT64.max:
+        told = f"parameter {name} must fit into 64 bits"
+        raise ValidationFailed(told, errors=[FieldError(f"/parameters/{name}", "must fit into 64 bits")])
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from services.inference.engine.engine import Engine
 from shared.contracts.manifest import Deployment, ModelManifest
-from shared.errors import DatabaseUnavailable, SilkrecError
+from shared.errors import ArtifactError, DatabaseUnavailable, SilkrecError
 from shared.observability.logging import get_logger
 from shared.storage.artifacts import ArtifactStore
 
@@ -68,16 +68,22 @@ class ModelWatcher:
             return
         begin = self._clock()
         try:
-            await asyncio.to_thread(self._load, version)
+            if not self._engine.restore(version):
+                await asyncio.to_thread(self._load, version)
         except SilkrecError as error:
             self._refused = (version, self._clock() + _RETRY_REFUSED_S)
             self.model = f"{version} was refused: {error.detail}"
             kept = None if active is None else active.version
-            _log.error("a model is refused", model_version=version, detail=error.detail, serving=kept)
+            _log.error("a model is refused", model_version=version, detail=error.detail, serving=kept, exc_info=error)
             return
         self.model, self._refused = "ok", None
         _log.info("a model is taken into service", model_version=version, seconds=round(self._clock() - begin, 3))
 
     def _load(self, version: str) -> None:
-        folder, _ = self._store.open_folder(ModelManifest, version)
+        try:
+            folder, manifest = self._store.open_folder(ModelManifest, version)
+        except OSError as error:
+            raise ArtifactError(f"model {version} cannot be read: {error}") from error
+        if manifest.version != version:
+            raise ArtifactError(f"{folder} holds model {manifest.version}; a folder bears its model's version")
         self._engine.load(folder)

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from services.inference import describe
+from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.grpc import GrpcServer
 from services.inference.metrics import EngineMetrics
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment
+from shared.errors import DatabaseUnavailable
 from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
@@ -23,6 +25,7 @@ from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from shared.storage.keys import KeyCache
+from shared.web.auth import check_binding
 from shared.web.health import Readiness
 
 # With Python's 5 ms the device thread would wait that long for the lock whenever a door parses a message.
@@ -95,10 +98,12 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         stack.push_async_callback(tasks.close)
         keys = KeyCache(database)
         await keys.start(tasks)
+        _check_tcp(settings.inference, keys)
         store = ArtifactStore(settings.artifacts_dir())
         watcher = _watcher(settings, engine, store, database)
         board.engine, board.watcher, board.tasks = engine, watcher, tasks
-        door = GrpcServer(engine, socket=settings.socket_path("inference"), tcp=_tcp(settings.inference))
+        socket, tcp = settings.socket_path("inference"), _tcp(settings.inference)
+        door = GrpcServer(engine, CallerCheck(keys), socket=socket, tcp=tcp)
         await door.start()
         stack.push_async_callback(door.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
@@ -125,6 +130,14 @@ def _watcher(settings: Settings, engine: Engine, store: ArtifactStore, database:
         return await database.run(read)
 
     return ModelWatcher(engine=engine, store=store, active=active, refresh_s=settings.inference.refresh_s)
+
+
+def _check_tcp(settings: InferenceSettings, keys: KeyCache) -> None:
+    """Raises ConfigurationError. While the database is away nobody knows, and `CallerCheck` refuses all of TCP."""
+    if settings.grpc_port < 0:
+        return
+    with contextlib.suppress(DatabaseUnavailable):
+        check_binding(settings.host, keys.has_keys())
 
 
 def _tcp(settings: InferenceSettings) -> str | None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -19,13 +20,15 @@ from services.inference.engine.memory import keep_freed_memory
 from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
 from services.inference.engine.request import InferAnswer, InferRequest
 from services.inference.engine.runner import ServingModel
-from services.inference.engine.scheduler import BatchPolicy, Scheduler, Ticket
+from services.inference.engine.scheduler import DEADLINE, BatchPolicy, Scheduler, Ticket
 from services.inference.engine.warmup import tune_threads, warm
 from services.inference.model import checkpoint
-from shared.errors import ConfigurationError, SilkrecError
+from shared.errors import ArtifactError, ConfigurationError, DeadlineExceeded, SilkrecError
 
 _ANSWER_S = 0.001
 """Kept back from a deadline for splitting, serialising and the socket: 0.4 ms at the median, 1 ms at p99 on 2 cores."""
+_LATE_S = 0.0005
+"""How far a batch may overrun that before its requests are answered without it: what is left carries the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ class Engine:
         self._executor.stop()
 
     async def infer(self, request: InferRequest) -> InferAnswer:
-        """Raises Overloaded, DeadlineExceeded (encoding only), InferenceUnavailable, NotFound (version). Cancelling
-        takes the request out of the queue."""
+        """Never later than the deadline: a ranking request is then unscored, an encoding one raises DeadlineExceeded.
+        Raises Overloaded, InferenceUnavailable, NotFound (version). Cancelling takes the request out of the queue."""
         model = self.slot.resolve(request.model_version)
         now = self._clock()
         request = request.newest(model.max_rows)
@@ -94,8 +97,17 @@ class Engine:
             trimmable=wanted is not None,
             payload=request,
         )
-        future: asyncio.Future[InferAnswer] = asyncio.get_running_loop().create_future()
+        if ticket.deadline <= now:
+            self._executor.miss(ticket)
+            return _unrun(model, request)
+        return await self._answered(ticket, now)
+
+    async def _answered(self, ticket: Ticket, now: float) -> InferAnswer:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[InferAnswer] = loop.create_future()
         self._waiting[ticket] = future
+        # The device may be busy past this deadline, and a running batch cannot be interrupted.
+        timer = loop.call_later(ticket.deadline - now + _LATE_S, self._expire, ticket, future)
         try:
             self._executor.submit(ticket)
             return await future
@@ -103,15 +115,30 @@ class Engine:
             self._executor.cancel(ticket)
             raise
         finally:
+            timer.cancel()
             self._waiting.pop(ticket, None)
 
+    def _expire(self, ticket: Ticket, future: asyncio.Future[InferAnswer]) -> None:
+        if future.done():
+            return
+        self._executor.miss(ticket)
+        try:
+            future.set_result(_unrun(cast("ServingModel", ticket.lane), cast("InferRequest", ticket.payload)))
+        except DeadlineExceeded as error:
+            future.set_exception(error)
+
     def load(self, folder: Path) -> ServingModel:
-        """Loads beside, warms, switches. Blocks. Raises ArtifactError; then nothing has changed."""
+        """Loads beside, warms, switches. Blocks. Raises ArtifactError, or InferenceUnavailable when the engine stops;
+        then nothing has changed."""
         try:
             model = self._prepare(folder)
         except SilkrecError:
             self.counters.models_refused += 1
             raise
+        except Exception as error:
+            # Whatever a damaged or hostile folder does (a width that no memory holds), the present model serves on.
+            self.counters.models_refused += 1
+            raise ArtifactError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
         first = self.slot.active is None
         self.slot.install(model)
         self.counters.swaps += 1
@@ -119,6 +146,12 @@ class Engine:
             gc.collect()  # once: with torch imported a full pass holds the lock for 60 ms
         gc.freeze()
         return model
+
+    def restore(self, version: str) -> bool:
+        """Switches back to the model before, while it is still here: it is warm, so a roll-back takes no time."""
+        restored = self.slot.restore(version)
+        self.counters.swaps += restored
+        return restored
 
     def _prepare(self, folder: Path) -> ServingModel:
         loaded = checkpoint.load(folder, self.device)
@@ -151,6 +184,13 @@ def _resolve(answers: Sequence[tuple[asyncio.Future[InferAnswer], Done]]) -> Non
             future.set_exception(done.result)
         else:
             future.set_result(done.result)
+
+
+def _unrun(model: ServingModel, request: InferRequest) -> InferAnswer:
+    """Raises DeadlineExceeded: half a vector is no vector."""
+    if request.candidate is None:
+        raise DeadlineExceeded("the history could not be encoded before the deadline")
+    return model.unscored(request, DEADLINE)
 
 
 def _device(name: str) -> str:

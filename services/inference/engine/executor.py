@@ -96,6 +96,12 @@ class Executor:
             if self._scheduler.cancel(ticket):
                 self.counters.outcomes["cancelled"] += 1
 
+    def miss(self, ticket: Ticket) -> None:
+        """Its deadline passed before it ran; a batch that has it runs on, for the others in it."""
+        with self._changed:
+            self._scheduler.cancel(ticket)
+            self.counters.outcomes["deadline"] += 1
+
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Runs `work` on the device thread between two batches."""
         future: Future[T] = Future()
@@ -138,7 +144,8 @@ class Executor:
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         if refused:
-            self.counters.outcomes["deadline"] += len(refused)
+            with self._changed:
+                self.counters.outcomes["deadline"] += len(refused)
             self._deliver([Done(item.ticket, _unrun(item)) for item in refused])
 
     def _run(self, plan: Plan) -> None:

@@ -34,11 +34,22 @@ class ModelSlot:
                 self._drop_at = self._clock() + self._keep_s
             self._active = model
 
+    def restore(self, version: str) -> bool:
+        """Makes the model before the active one again, when that is `version`; False when it is not here."""
+        with self._lock:
+            previous = self._previous
+            if previous is None or previous.version != version:
+                return False
+            self._previous, self._active = self._active, previous
+            self._drop_at = self._clock() + self._keep_s
+            return True
+
     def resolve(self, version: str) -> ServingModel:
         """Empty: the active one. Raises InferenceUnavailable before the first model, NotFound for a version that is
         neither active nor the one before."""
         self.expire()
-        active, previous = self._active, self._previous
+        with self._lock:
+            active, previous = self._active, self._previous
         if active is None:
             raise InferenceUnavailable("no model is loaded yet; train and promote one", retry_after_s=1.0)
         if version in ("", active.version):

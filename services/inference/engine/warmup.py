@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from services.inference.engine.runner import ServingModel
 from shared.errors import ArtifactError, SilkrecError
 
 T = TypeVar("T")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _REPEATS = 3
 _TRIALS = 9
 _WORTH_A_THREAD = 0.9
@@ -31,13 +33,24 @@ SHAPES = (
 )
 
 
+def usable_cores() -> int:
+    """Cores that this process may use at once: its affinity, or less where a cgroup (v2) gives less time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text("ascii").split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
 def tune_threads(model: ServingModel, executor: Executor) -> int:
     """Torch's intra-op threads that score a usual request fastest, set on the device thread. More is not faster: on 2
-    cores a model of d 64 takes 4.1 ms (p50) with one thread and 9.1 ms with two, which wait for each other."""
+    cores a model of d 64 takes 4.1 ms (p50) with one thread and 9.1 ms with two, which wait for each other. Half of the
+    cores at most: the machine was idle when this was measured, and the recommender will need the others."""
     parts = [_part(model, np.random.default_rng(0), min(100, model.max_rows), 500)]
     best, best_s = 1, float("inf")
     threads = 1
-    while threads <= max(1, len(os.sched_getaffinity(0))):
+    while threads <= max(1, usable_cores() // 2):
         visit = executor.call(functools.partial(_timed, model, parts, threads))
         seconds = _wait(visit, model)
         if seconds < best_s * _WORTH_A_THREAD:
