@@ -75,8 +75,9 @@ class Engine:
         keep_freed_memory()
         self._executor.start()
 
-    def stop(self) -> None:
-        self._executor.stop()
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """From now on nothing is accepted; what waits is refused once the batch on the device is done."""
+        self._executor.stop(timeout_s)
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Never later than the deadline: a ranking request is then unscored, an encoding one raises DeadlineExceeded.

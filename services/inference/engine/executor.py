@@ -64,6 +64,10 @@ class Executor:
         return self._thread.is_alive() and self.failure is None
 
     @property
+    def accepts(self) -> bool:
+        return self.alive and not self._stopping
+
+    @property
     def queued(self) -> int:
         return len(self._scheduler)
 
@@ -81,7 +85,7 @@ class Executor:
     def submit(self, ticket: Ticket) -> None:
         """Raises Overloaded, and InferenceUnavailable when the thread is not there to answer."""
         with self._changed:
-            if self._stopping or not self.alive:
+            if not self.accepts:
                 raise InferenceUnavailable("the engine does not run; its process must be started again")
             try:
                 self._scheduler.submit(ticket)
@@ -106,7 +110,7 @@ class Executor:
         """Runs `work` on the device thread between two batches."""
         future: Future[T] = Future()
         with self._changed:
-            if self._stopping or not self.alive:
+            if not self.accepts:
                 future.set_exception(InferenceUnavailable("the engine does not run"))
                 return future
             self._calls.append((future, work))
