@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.suite import Suite, fill, serve_all, train_and_promote
+from tests.servers import MariaDB, RedisServer
+
+
+@pytest.fixture(scope="session")
+def suite(
+    tmp_path_factory: pytest.TempPathFactory, mariadb_server: MariaDB, redis_process: RedisServer
+) -> Iterator[Suite]:
+    """One suite on real servers for all tests here; each test leaves it healthy."""
+    folder = tmp_path_factory.mktemp("suite")
+    url = mariadb_server.create_schema("suite")
+    with serve_all(folder, DATABASE__URL=url, REDIS__URL=redis_process.url.removesuffix("0") + "5") as running:
+        fill(running)
+        train_and_promote(running)
+        yield running

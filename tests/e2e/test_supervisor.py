@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.suite import STOP_S, Suite, serve_all, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def pids(suite: Suite) -> list[int]:
+    found = [row["pid"] for row in suite.running().values()]
+    assert len(found) == 4
+    return found
+
+
+def gone(of: list[int]) -> None:
+    deadline = time.monotonic() + STOP_S
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in of):
+        assert time.monotonic() < deadline, "a service outlived its supervisor"
+        time.sleep(0.05)
+
+
+def test_on_embedded_parts_the_suite_starts_with_nothing_installed_and_ends_together(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder with spaces"
+    with serve_all(folder) as suite:
+        running = pids(suite)
+        assert suite.http.get("/ready").json()["dependencies"]["redis"] == "ok"
+        report = suite.silkrec("doctor")
+        assert report["ok"], report
+        assert not [f for f in report["findings"] if f["what"] in ("redis", "features") and f["verdict"] != "ok"]
+        os.kill(suite.process.pid, signal.SIGTERM)
+        assert suite.process.wait(STOP_S) == 0
+        gone(running)
+        assert not (folder / "var/run/suite.json").exists()
+
+
+def test_a_killed_supervisor_leaves_no_service_behind_and_the_next_one_starts(tmp_path: Path) -> None:
+    with serve_all(tmp_path) as suite:
+        running = pids(suite)
+        os.kill(suite.process.pid, signal.SIGKILL)
+        suite.process.wait(STOP_S)
+        gone(running)
+    with serve_all(tmp_path) as again:
+        assert again.http.get("/ready").status_code == 200
+
+
+def test_a_second_suite_over_the_same_state_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with serve_all(tmp_path) as suite:
+        command = [sys.executable, "-m", "services.cli.main", "serve", "all"]
+        second = subprocess.run(command, env=suite.environment, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2
+        assert "SILKREC_STATE_DIR" in second.stderr
+        until(lambda: suite.http.get("/ready").status_code == 200, "the first one is unharmed")
