@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -74,7 +75,7 @@ def _seed(url: str) -> None:
     suppress_health_check=list(HealthCheck),
 )
 def test_no_request_is_answered_with_a_500_and_every_refusal_is_a_problem(
-    case: schemathesis.Case, base_url: str
+    case: schemathesis.Case[Any], base_url: str
 ) -> None:
     answer = case.call(base_url=base_url, timeout=TIMEOUT_S)
     said = f"{case.method} {case.path}: {answer.status_code} {answer.text[:500]}"

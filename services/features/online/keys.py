@@ -10,7 +10,7 @@ LAST_EVENT_ID = b"last"
 
 SYNC_LEASE = "silkrec:sync1"
 """Present: no user has been dirty in MySQL for longer than a sweep, so a history in Redis is current. Its owner is the
-sweeper, its TTL two seconds; absent, readers compare revisions with MySQL (infra/decisions/0004-who-may-trust-redis.md)."""
+sweeper, its TTL two seconds; absent, readers compare revisions with MySQL (infra/decisions/0004)."""
 PROFILE_TTL_S = 30 * 86400
 
 
