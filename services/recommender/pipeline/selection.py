@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -50,15 +50,21 @@ def slate_items(draft: Draft, sources: Sequence[Source]) -> SlateItems:
         scores=np.empty((len(rows), 0), np.float32) if scores is None else scores[rows],
         source_bits=bits,
         propensity=draft.propensity,
-        reasons=tuple(
-            _reasons(mask, draft.notes.get(row, ()), sources)
-            for mask, row in zip(bits.tolist(), rows.tolist(), strict=True)
-        ),
+        reasons=_reasons(bits.tolist(), rows.tolist(), draft.notes, sources),
         actions=ranked.actions if scores is not None else (),
         sources=tuple(source.name for source in sources),
     )
 
 
-def _reasons(bits: int, notes: tuple[str, ...], sources: Sequence[Source]) -> tuple[str, ...]:
-    found = [source.reason for number, source in enumerate(sources) if bits >> number & 1]
-    return tuple(dict.fromkeys((*notes, *found)))
+def _reasons(
+    bits: list[int], rows: list[int], notes: Mapping[int, tuple[str, ...]], sources: Sequence[Source]
+) -> tuple[tuple[str, ...], ...]:
+    """Notes first. The items of a slate share a few sets of sources."""
+    by_bits = {
+        mask: tuple(dict.fromkeys(source.reason for number, source in enumerate(sources) if mask >> number & 1))
+        for mask in set(bits)
+    }
+    return tuple(
+        tuple(dict.fromkeys((*notes[row], *by_bits[mask]))) if row in notes else by_bits[mask]
+        for mask, row in zip(bits, rows, strict=True)
+    )

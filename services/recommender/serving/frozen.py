@@ -33,6 +33,8 @@ MAX_SHOWN = 500
 SLOTS = 32
 _VERSION = b"\x01"
 _ID_BYTES = 8
+# Both or neither, in one reply: nearly every request writes one, and MULTI … EXEC has four to parse (0.2 ms).
+_KEEP = "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return redis.call('EXPIRE', KEYS[1], ARGV[3])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,10 @@ class FrozenSlates:
     async def keep(self, user_key: str, slate_id: str, frozen: Frozen) -> None:
         """A cache write: when Redis is away, the next page is a fresh slate."""
         blob = _pack(frozen, slate_id, self._now_s() + FROZEN_TTL_S)
+        key = frozen_key(user_key)
         try:
-            async with self._write.pipeline(transaction=True) as both:
-                both.hset(frozen_key(user_key), _slot(slate_id), blob)
-                both.expire(frozen_key(user_key), FROZEN_TTL_S)
-                await both.execute()
+            kept: Any = self._write.eval(_KEEP, 1, key, _slot(slate_id), blob, FROZEN_TTL_S)
+            await kept
         except RedisFailure:
             return
 

@@ -168,33 +168,14 @@ class FakeRedis:
             raise RedisConnectionError("away")
         return self.values.get(key, {}).get(name)
 
-    def pipeline(self, *, transaction: bool) -> FakePipe:
-        assert transaction
-        return FakePipe(self)
-
-
-class FakePipe:
-    def __init__(self, redis: FakeRedis) -> None:
-        self.redis = redis
-        self.calls: list[Callable[[], Any]] = []
-
-    async def __aenter__(self) -> FakePipe:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        return None
-
-    def hset(self, key: str, name: str, value: bytes) -> None:
-        self.calls.append(lambda: self.redis.values.setdefault(key, {}).update({name: value}))
-
-    def expire(self, key: str, seconds: int) -> None:
-        self.calls.append(lambda: self.redis.expiry.update({key: seconds}))
-
-    async def execute(self) -> None:
-        if self.redis.away:
+    async def eval(self, script: str, _keys: int, key: str, name: str, value: bytes, seconds: int) -> int:
+        assert "HSET" in script
+        assert "EXPIRE" in script
+        if self.away:
             raise RedisConnectionError("away")
-        for call in self.calls:
-            call()
+        self.values.setdefault(key, {})[name] = value
+        self.expiry[key] = seconds
+        return 1
 
 
 @dataclass
