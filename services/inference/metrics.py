@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from services.inference.engine.counters import BATCH_SIZES, SECONDS
+from services.inference.engine.counters import BATCH_SIZES, OUTCOMES, SECONDS
 from services.inference.engine.engine import Engine
 from shared.observability.metrics import Metrics
 
@@ -25,7 +25,10 @@ class EngineMetrics:
         self._batch_size = metrics.histogram("batch_requests", "Requests of a batch", buckets=BATCH_SIZES)
         self._queue_s = metrics.histogram("queue_duration_seconds", "Wait for the device", buckets=SECONDS)
         self._batch_s = metrics.histogram("batch_duration_seconds", "Time of a batch on the device", buckets=SECONDS)
+        self._loaded = metrics.gauge("model_loaded", "1 while a warm model serves")
         self._exported: Counter[str] = Counter()
+        for outcome in OUTCOMES:
+            self._requests.labels(outcome)  # a rate needs the zero before the first one
 
     def follow(self, engine: Engine) -> None:
         counters = engine.counters
@@ -46,6 +49,7 @@ class EngineMetrics:
         self._refused.inc(self._since("refused", counters.models_refused))
         self._queue.set(engine.queued)
         self._alive.set(engine.alive)
+        self._loaded.set(engine.slot.active is not None)
 
     def _since(self, name: str, now: int) -> int:
         grown = now - self._exported[name]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+OUTCOMES = ("scored", "trimmed", "deadline", "cancelled", "overloaded", "error")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 
@@ -36,7 +37,7 @@ class EngineCounters:
     """Written by the executor's thread and, for submissions, under its lock; read without a lock, each value whole."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """scored, trimmed, deadline, cancelled, overloaded, error: one a request."""
+    """By `OUTCOMES`, one a request."""
     candidates_scored: int = 0
     candidates_unscored: int = 0
     history_rows: int = 0
