@@ -12,8 +12,10 @@ from services.recommender.pipeline.context import Context
 from services.recommender.pipeline.filtering import passing
 from services.recommender.pipeline.protocols import Filter, Ranked, Source
 
-# So many popular items are looked through for what a short slate lacks: with seen and category filters most fall out.
-DEPTH = 2000
+# So many items are looked through for what a short slate lacks, popular ones first, the next depth only while the slate
+# is short and there is time: a filter that one item in a thousand passes needs all, which is 2 ms for 100,000 items.
+DEPTHS = (2000, 20_000, 1_000_000)
+LEAST_S = 0.003
 
 
 def still_eligible(context: Context, ranked: Ranked, filters: Sequence[Filter]) -> Ranked:
@@ -45,13 +47,19 @@ class Backfill:
         return _behind(ranked, await self._popular(context, ranked, lacking))
 
     async def _popular(self, context: Context, ranked: Ranked, lacking: int) -> CandidateBatch:
+        chosen, seen = np.empty(0, np.int32), 0
         try:
-            hits = await self.source.retrieve(context, DEPTH)
-            unused = hits.item_index[~np.isin(hits.item_index, ranked.batch.item_index)]
-            chosen = unused[_uncounted(context, self.filters, unused)][:lacking]
+            for depth in DEPTHS:
+                hits = await self.source.retrieve(context, depth)
+                unseen = hits.item_index[seen:]
+                unused = unseen[~np.isin(unseen, ranked.batch.item_index)]
+                chosen = np.concatenate([chosen, unused[_uncounted(context, self.filters, unused)]])
+                seen = len(hits)
+                if len(chosen) >= lacking or seen < depth or context.budget.remaining() < LEAST_S:
+                    break
         except Exception as error:  # noqa: BLE001  (any component may fail; the slate must not)
             context.report.failed(f"source.{self.source.name}", error, "short_slate")
-            return ranked.batch.take(np.empty(0, np.int64))
+        chosen = chosen[:lacking].astype(np.int32)
         bits = np.full(len(chosen), np.int64(1) << self.bit)
         return CandidateBatch(chosen, bits, np.zeros(len(chosen), np.float32))
 

@@ -71,13 +71,16 @@ async def popular(
     count: Count = 10,
     return_properties: Names = None,
 ) -> Response:
-    """Of a category, or of everything; the scene's own filter holds here too."""
+    """Of a category, or of everything; the scene's own filter holds here too. Before the first event, the newest."""
     desk: Desk = request.state.desk
     state = desk.holder.current()
     rule = desk.builder.scene_filter(desk.builder.scene(scene))
     names = desk.builder.names(state.catalogue, return_properties)
-    hits = _allowed(state.popular.top(DEPTH, category), state, desk.now_us(), (rule,))
-    return _listed(hits, count, state, names, [])
+    found, degraded = state.popular.top(DEPTH, category), []
+    if len(state.popular) == 0:
+        found = _newest(state, category)
+        degraded = [{"stage": "popular", "cause": "no_events", "fallback": "newest"}]
+    return _listed(_allowed(found, state, desk.now_us(), (rule,)), count, state, names, degraded)
 
 
 def _bound(desk: Desk, text: str) -> CompiledFilter:
@@ -92,6 +95,16 @@ def _neighbours(state: ServingState, item_index: int) -> tuple[Hits, list[dict[s
         return index.similar(item_index, DEPTH), []
     cause = "no_index" if index is None else "not_indexed_yet"
     return _popular_nearby(state, item_index), [{"stage": "similar", "cause": cause, "fallback": "popular"}]
+
+
+def _newest(state: ServingState, category: str | None) -> Hits:
+    item_index = state.fresh.item_index
+    if category is not None:
+        column = state.catalogue.column("categories")
+        codes, owner = column.flat(item_index)
+        chosen = [place for place, code in zip(owner, codes, strict=True) if column.strings[code] == category]
+        item_index = item_index[np.unique(np.array(chosen, np.int64))]
+    return Hits(item_index, np.zeros(len(item_index), np.float32))
 
 
 def _popular_nearby(state: ServingState, item_index: int) -> Hits:

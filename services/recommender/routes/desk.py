@@ -28,6 +28,8 @@ PAGES = 4
 # What JSON and the socket still need once the journal has the slate.
 SEND_S = 0.001
 LEAST_JOURNAL_S = 0.0005
+# Of what remains, for the frozen rest of a slate; a Redis that hangs must leave time for a fresh one.
+CURSOR_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,12 @@ class Desk:
         """The frozen rest of a cursor when there is any, else a fresh one. Raises NothingToServe."""
         lost = ""
         if prepared.cursor is not None:
-            frozen, lost = await self.frozen.find(prepared.query.user_key, prepared.cursor)
+            timeout_s = CURSOR_SHARE * (prepared.query.deadline - self.clock())
+            frozen, lost = await self.frozen.find(prepared.query.user_key, prepared.cursor, timeout_s)
             if frozen is not None and frozen.asked == prepared.asked:
                 rest = _still_servable(frozen.slate, prepared)
-                if len(rest.items):
+                # A page that it no longer fills is ranked anew: a short page in the middle would read as the end.
+                if len(rest.items) >= prepared.count:
                     return Found(rest, fresh=False)
         slate = await self.server.serve(prepared.query, route=prepared.route)
         if not lost:
@@ -173,8 +177,6 @@ class Desk:
             page=_continued(prepared),
             took_us=round(took_s * 1e6),
         )
-        left = max(LEAST_JOURNAL_S, query.deadline - self.clock() - SEND_S)
-        await self.journal.append(served, timeout_s=left)
         body = answer(
             slate,
             recommendation_id=recommendation_id,
@@ -182,8 +184,11 @@ class Desk:
             properties=prepared.request.return_properties,
             explain=query.explain,
             next_cursor=next_cursor,
-            took_ms=(self.clock() - prepared.arrived) * 1000,
         )
+        # Last, so that a disk that hangs costs only what is left of the deadline.
+        left = max(LEAST_JOURNAL_S, query.deadline - self.clock() - SEND_S)
+        await self.journal.append(served, timeout_s=left)
+        body["took_ms"] = round((self.clock() - prepared.arrived) * 1000, 3)
         self.server.answered(query.deadline, route=prepared.route)
         return body
 

@@ -9,6 +9,7 @@ took its slot, the next page is a fresh slate without what the cursor says was s
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import secrets
@@ -94,11 +95,12 @@ class FrozenSlates:
         except RedisFailure:
             return
 
-    async def find(self, user_key: str, cursor: Cursor) -> tuple[Frozen | None, str]:
+    async def find(self, user_key: str, cursor: Cursor, timeout_s: float) -> tuple[Frozen | None, str]:
         """The frozen rest, or None and why: `expired`, `redis_unavailable`."""
         try:
-            found: Any = self._read.hget(frozen_key(user_key), _slot(cursor.slate_id))
-            blob = await found
+            async with asyncio.timeout(timeout_s):
+                found: Any = self._read.hget(frozen_key(user_key), _slot(cursor.slate_id))
+                blob = await found
         except RedisFailure:
             return None, "redis_unavailable"
         frozen = _unpack(blob, cursor.slate_id, self._now_s()) if isinstance(blob, bytes) else None

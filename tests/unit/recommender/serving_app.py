@@ -162,8 +162,11 @@ class FakeRedis:
         self.values: dict[str, dict[str, bytes]] = {}
         self.expiry: dict[str, int] = {}
         self.away = False
+        self.hangs = False
 
     async def hget(self, key: str, name: str) -> bytes | None:
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.away:
             raise RedisConnectionError("away")
         return self.values.get(key, {}).get(name)

@@ -11,6 +11,7 @@ import pytest
 
 from services.recommender.components.sources.searching import MAX_WAITING, Searcher
 from services.recommender.domain import Rung
+from services.recommender.fresh import KEPT, FreshTable
 from shared.errors import Overloaded
 from shared.settings.roots import RecommenderSettings
 from tests.unit.recommender.pipeline_world import (
@@ -19,6 +20,7 @@ from tests.unit.recommender.pipeline_world import (
     PURCHASE,
     FakeUser,
     World,
+    catalogue,
     expression,
     features,
     given_up,
@@ -104,6 +106,27 @@ def test_a_short_slate_is_filled_from_behind_the_cut_and_then_with_popular_items
     filled = narrow.run(count=8)
     assert len(set(items(filled))) == 8
     assert filled.items.rows()[-1].retrieve_ids == ("backfill",)
+
+
+def test_a_filter_that_few_pass_is_filled_from_as_deep_as_needed() -> None:
+    world = World(catalogue=catalogue(2600), popular=popularity(2600), index=None)
+    slate = world.run(filter=expression("price >= 2595"))
+    assert sorted(items(slate)) == list(range(2595, 2600))
+
+
+def test_an_old_item_that_nobody_ever_met_can_fill_a_slate() -> None:
+    world = World(catalogue=catalogue(KEPT + 100), popular=popularity(5), index=None)
+    lost = int(np.setdiff1d(np.arange(KEPT + 100), FreshTable.from_catalogue(world.catalogue).item_index)[-1])
+    slate = world.run(filter=expression(f"price = {lost}"))
+    assert items(slate) == [lost]
+
+
+def test_a_promotion_of_many_tests_is_looked_for_among_popular_and_new_items_only() -> None:
+    long = " OR ".join(["price = 42", "price = 1250", *(f"price = -{n}" for n in range(1, 200))])
+    world = World(catalogue=catalogue(2600), popular=popularity(50), index=None)
+    slate = world.run(promotions=(promotion(long, percent=100),))
+    promoted = [row.item_index for row in slate.items.rows() if "promotion:sale" in row.reasons]
+    assert promoted == [42]
 
 
 def test_a_slate_with_too_few_items_is_short_and_no_error() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from services.recommender.domain import no_items
+from services.recommender.popular import PopularTable
 from services.recommender.serving.frozen import FROZEN_TTL_S, SLOTS, Cursor
 from shared.errors import ValidationFailed
-from tests.unit.recommender.serving_app import EXPLAINED, Row, World, slate_of, world
+from tests.unit.recommender.serving_app import EXPLAINED, Row, World, slate_of, state, world
 from tests.unit.web.example import KEYS
 
 
@@ -104,6 +107,38 @@ def test_what_was_hidden_since_is_left_out_of_a_frozen_page(tmp_path: Path) -> N
             w.holder.current().catalogue.apply([Row(53, "item-53", is_hidden=True, revision=2)])
             second = await w.recommend(count=5, cursor=first["next_cursor"], exclude_item_ids=["item-52"])
             assert ids(second) == ["item-54", "item-51", "item-50", "item-49", "item-48"]
+
+    asyncio.run(scenario())
+
+
+def test_a_rest_that_no_longer_fills_a_page_is_ranked_anew_without_repeats(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as w:
+            first = await w.recommend(count=5)
+            await w.written_behind()
+            # 15 are left in the frozen slate; three of them may still be shown.
+            w.holder.current().catalogue.apply([Row(n, f"item-{n}", is_hidden=True, revision=2) for n in range(40, 52)])
+            second = await w.recommend(count=5, cursor=first["next_cursor"])
+            assert len(w.pipeline.queries) == 2
+            assert len(ids(second)) == 5
+            assert not set(ids(first)) & set(ids(second))
+            assert second["degraded_stages"] == []
+
+    asyncio.run(scenario())
+
+
+def test_a_redis_that_hangs_costs_a_page_its_frozen_slate_and_not_its_deadline(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as w:
+            first = await w.recommend(count=5)
+            await w.written_behind()
+            w.redis.hangs = True
+            second = await w.recommend(count=5, cursor=first["next_cursor"], deadline_ms=200)
+            assert second["took_ms"] < 200
+            assert len(ids(second)) == 5
+            assert not set(ids(first)) & set(ids(second))
+            expected = {"stage": "cursor", "cause": "redis_unavailable", "fallback": "fresh_slate"}
+            assert second["degraded_stages"] == [expected]
 
     asyncio.run(scenario())
 
@@ -254,6 +289,20 @@ def test_popular_is_by_category_and_obeys_the_scene(tmp_path: Path) -> None:
             assert ids(await listed(w, "/v1/popular?category=none")) == []
             await listed(w, "/v1/popular?count=0", 422)
             await listed(w, "/v1/popular?return_properties=colour", 422)
+
+    asyncio.run(scenario())
+
+
+def test_before_the_first_event_popular_is_what_is_new_and_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        serving = state()
+        nobody_came = replace(serving, popular=PopularTable(no_items(), np.empty(0, np.float32), {}))
+        async with world(tmp_path, serving=nobody_came) as w:
+            answer = await listed(w, "/v1/popular?count=2")
+            assert ids(answer) == ["item-0", "item-1"]
+            assert answer["degraded_stages"] == [{"stage": "popular", "cause": "no_events", "fallback": "newest"}]
+            assert ids(await listed(w, "/v1/popular?count=2&category=hats")) == ["item-1", "item-3"]
+            assert ids(await listed(w, "/v1/popular?category=none")) == []
 
     asyncio.run(scenario())
 

@@ -25,7 +25,7 @@ class PopularSource:
 
 @dataclass(frozen=True, slots=True)
 class BackfillSource:
-    """Popular items, then the newest ones, for short slates; a catalogue without events has only the newest."""
+    """For short slates: popular items, then the newest, then all others. A deeper answer begins as a shallow one."""
 
     name: str = "backfill"
     reason: str = "popular"
@@ -35,10 +35,16 @@ class BackfillSource:
     protected: bool = False
 
     async def retrieve(self, context: Context, k: int) -> Hits:
-        popular = context.snapshot.popular.top(k)
-        newest = context.snapshot.fresh.item_index[: max(0, k - len(popular))]
-        newest = newest[~np.isin(newest, popular.item_index)]
-        return Hits(
-            np.concatenate([popular.item_index, newest]).astype(np.int32),
-            np.concatenate([popular.score, np.zeros(len(newest), np.float32)]).astype(np.float32),
-        )
+        snapshot = context.snapshot
+        popular = snapshot.popular.top(k)
+        if len(popular) >= k:
+            return popular
+        others = np.ones(snapshot.catalogue.size, np.bool_)
+        others[popular.item_index[popular.item_index < len(others)]] = False
+        newest = snapshot.fresh.item_index
+        newest = newest[others[newest]]
+        others[newest] = False
+        item_index = np.concatenate([popular.item_index, newest, np.flatnonzero(others)])[:k].astype(np.int32)
+        score = np.zeros(len(item_index), np.float32)
+        score[: len(popular)] = popular.score
+        return Hits(item_index, score)

@@ -9,9 +9,11 @@ from services.recommender.pipeline.context import Context
 from services.recommender.retrieval.hits import Hits, no_hits
 from shared.contracts.history import Int32
 
-# A filter over 20,000 items takes about 1 ms; larger catalogues are searched among popular and new ones only.
+# A plain filter over 20,000 items takes about 1 ms. Larger catalogues, and filters of many tests, are searched among
+# popular and new items only, as far down as the same time reaches: anybody with a client key may write filters.
 WHOLE_CATALOGUE = 20_000
-DEPTH = 5000
+PLAIN_CHARACTERS = 100
+LEAST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class PromotedSource:
         promotions = context.query.promotions
         if not promotions:
             return no_hits()
-        pool = _pool(context)
+        characters = sum(len(promotion.filter.text) for promotion in promotions)
+        pool = _pool(context, max(LEAST, WHOLE_CATALOGUE * PLAIN_CHARACTERS // max(PLAIN_CHARACTERS, characters)))
         each = max(1, k // len(promotions))
         found = np.concatenate([_matching(context, promotion, pool, each) for promotion in promotions])
         _, first = np.unique(found, return_index=True)
@@ -38,11 +41,12 @@ class PromotedSource:
         return Hits(chosen, np.zeros(len(chosen), np.float32))
 
 
-def _pool(context: Context) -> Int32:
+def _pool(context: Context, size: int) -> Int32:
+    """The whole catalogue, or about `size` items: half of them popular, half new."""
     snapshot = context.snapshot
-    if snapshot.catalogue.size <= WHOLE_CATALOGUE:
+    if snapshot.catalogue.size <= size:
         return np.arange(snapshot.catalogue.size, dtype=np.int32)
-    listed = np.concatenate([snapshot.popular.top(DEPTH).item_index, snapshot.fresh.item_index])
+    listed = np.concatenate([snapshot.popular.top(size // 2).item_index, snapshot.fresh.item_index[: size // 2]])
     return np.unique(listed).astype(np.int32)
 
 
