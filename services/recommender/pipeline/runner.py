@@ -22,6 +22,9 @@ from services.recommender.pipeline.selection import hydrate, select, slate_items
 from services.recommender.pipeline.waiting import Stragglers
 from shared.contracts.history import UserHistory
 
+# Whoever reads features ends by itself a little earlier than we stop it: then it still gives what one store had, names
+# the other, and learns to leave that alone.
+OWN_SHARE = 0.9
 _BY_MODEL = frozenset({Rung.MODEL, Rung.PARTIAL, Rung.LAST_GOOD})
 
 
@@ -87,7 +90,7 @@ class RecommendPipeline:
         timeout_s = context.budget.share(self._shares.features)
         try:
             with context.report.timed("features"):
-                work = self._stages.user.hydrate(context.query, context.snapshot, timeout_s)
+                work = self._stages.user.hydrate(context.query, context.snapshot, OWN_SHARE * timeout_s)
                 context.user = await self.stragglers.within(work, timeout_s)
         except Exception as error:  # noqa: BLE001  (any component may fail; the slate must not)
             context.report.failed("features", error, "defaults")
