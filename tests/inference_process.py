@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,11 @@ def promote(loaded: Loaded, version: str, config: ModelConfig = TINY, *, seed: i
 
 @contextlib.contextmanager
 def inference_process(
-    state: Path, *, config: ModelConfig | None = TINY, tcp: bool = False, **settings: str
+    state: Path,
+    *,
+    config: ModelConfig | None = TINY,
+    tcp: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[InferenceProcess]:
     """Warm with model m-1 of `config`, or without a model. `settings`: ends of SILKREC_INFERENCE__* names."""
     state.mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,7 @@ def inference_process(
     if config is not None:
         promote(loaded, "m-1", config)
     port, grpc_port = free_port(), free_port() if tcp else -1
-    chosen = {"port": str(port), "grpc_port": str(grpc_port), "refresh_s": "0.05", **settings}
+    chosen = {"port": str(port), "grpc_port": str(grpc_port), "refresh_s": "0.05", **(settings or {})}
     environment = [f"SILKREC_INFERENCE__{name.upper()}={value}" for name, value in chosen.items()]
     command = ["env", f"SILKREC_STATE_DIR={state}", *environment, sys.executable, "-c", _MAIN, "serve", "inference"]
     url = f"http://127.0.0.1:{port}"

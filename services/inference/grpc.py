@@ -5,6 +5,7 @@ A caller that goes away cancels its handler, and with it the queued request.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -90,6 +91,7 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
+        begin = time.monotonic()
         metadata = context.invocation_metadata()
         _enter_request(metadata)
         try:
@@ -108,7 +110,7 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
             answer.model_version,
             request.id,
             tensors.answer_tensors(answer, wanted),
-            tensors.answer_parameters(answer),
+            {**tensors.answer_parameters(answer), wire.TOOK_US: int((time.monotonic() - begin) * 1e6)},
         )
 
 

@@ -21,6 +21,9 @@ MESSAGE_BYTES_IN = 4 * 1024 * 1024
 """65,536 history rows and 10,000 candidates are 0.9 MB."""
 MESSAGE_BYTES_OUT = 16 * 1024 * 1024
 
+TOOK_US = "took_us"
+"""Answer parameter: the server's own part, so that a client learns what the way costs."""
+
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 

@@ -181,18 +181,6 @@ def test_hundreds_and_thousands_of_candidates_are_all_scored(engine: Engine, cou
     assert scores_of(engine, request_of(np.random.default_rng(6), 40, count))[0].shape == (count, len(TINY.actions))
 
 
-@pytest.mark.parametrize("deadline_us", [0, -5, -(2**62)])
-def test_a_deadline_that_has_passed_is_answered_unscored_at_once(engine: Engine, deadline_us: int) -> None:
-    batches = engine.counters.batch_s.counts.copy()
-    (answer,) = ask(engine, request_of(np.random.default_rng(7), 10, 50, deadline_us=deadline_us))
-    assert answer.scored is not None
-    assert answer.scores is not None
-    assert not answer.scored.any()
-    assert not answer.scores.any()
-    assert answer.reason == "deadline"
-    assert engine.counters.batch_s.counts == batches
-
-
 def test_encoding_past_its_deadline_is_an_error(engine: Engine) -> None:
     with pytest.raises(DeadlineExceeded):
         ask(engine, request_of(np.random.default_rng(7), 10, None, deadline_us=0))
@@ -263,6 +251,18 @@ async def occupied(engine: Engine, model: HeldModel) -> asyncio.Task[InferAnswer
     first = asyncio.create_task(engine.infer(user("first")))
     await asyncio.to_thread(model.entered.wait, 10)
     return first
+
+
+@pytest.mark.parametrize("deadline_us", [0, -5, -(2**62)])
+def test_a_deadline_that_has_passed_is_answered_unscored_at_once(
+    held: tuple[Engine, HeldModel], deadline_us: int
+) -> None:
+    engine, model = held
+    answer = asyncio.run(engine.infer(user("late", deadline_us=deadline_us)))
+    assert answer.scored is not None
+    assert answer.scored.tolist() == [False] * 4
+    assert answer.reason == "deadline"
+    assert not model.entered.is_set()
 
 
 def test_while_the_device_is_busy_a_deadline_still_holds(held: tuple[Engine, HeldModel]) -> None:
