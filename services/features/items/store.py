@@ -60,7 +60,7 @@ def put_items(connection: Connection, writes: Sequence[tuple[str, ItemContent]],
     if all(_is(before.get(item_id), content) for item_id, content in wanted.items()):
         return Written(tuple(before[item_id] for item_id in wanted), frozenset())
     revision = raise_catalogue(connection)
-    before = _read(connection, list(wanted))  # as it is now that nobody else can change it
+    before = _refreshed(connection, before, list(wanted))
     indices = allocate(connection, (item_id for item_id in wanted if item_id not in before))
     after: list[StoredItem] = []
     changed: list[StoredItem] = []
@@ -81,6 +81,9 @@ def put_items(connection: Connection, writes: Sequence[tuple[str, ItemContent]],
 def patch_item(connection: Connection, item_id: str, patch: ItemPatch, now_us: int) -> StoredItem:
     """An item seen in events alone has empty content. Raises NotFound; ValidationFailed when the item would not be
     sound afterwards."""
+    old = _existing(connection, item_id)
+    if old.known and old.content.patched(patch) == old.content:
+        return old
     revision = raise_catalogue(connection)
     old = _existing(connection, item_id)
     content = old.content.patched(patch)
@@ -94,10 +97,11 @@ def patch_item(connection: Connection, item_id: str, patch: ItemPatch, now_us: i
 
 def delete_item(connection: Connection, item_id: str, now_us: int) -> StoredItem:
     """Deleting it again changes nothing. Raises NotFound for an id that was never seen."""
+    old = _seen(connection, item_id)
+    if not old.is_listed:
+        return old
     revision = raise_catalogue(connection)
-    old = _read(connection, [item_id]).get(item_id)
-    if old is None:
-        raise NotFound("there is no such item_id")
+    old = _seen(connection, item_id)
     if not old.is_listed:
         return old
     deleted = replace(old, revision=revision, updated_at_us=_later(now_us, old), deleted_at_us=now_us)
@@ -122,8 +126,15 @@ def list_items(connection: Connection, after: str, limit: int) -> list[StoredIte
 
 
 def _existing(connection: Connection, item_id: str) -> StoredItem:
+    found = _seen(connection, item_id)
+    if not found.is_listed:
+        raise NotFound("there is no such item_id")
+    return found
+
+
+def _seen(connection: Connection, item_id: str) -> StoredItem:
     found = _read(connection, [item_id]).get(item_id)
-    if found is None or not found.is_listed:
+    if found is None:
         raise NotFound("there is no such item_id")
     return found
 
@@ -152,6 +163,20 @@ def _read(connection: Connection, item_ids: Sequence[str]) -> dict[str, StoredIt
         rows = connection.execute(select(*_COLUMNS, items.c.embeddings).where(items.c.item_id.in_(chunk)))
         found.update((row.item_id, _item(row)) for row in rows)
     return found
+
+
+def _refreshed(
+    connection: Connection, before: Mapping[str, StoredItem], item_ids: Sequence[str]
+) -> dict[str, StoredItem]:
+    """The items as they are now that nobody else can change them. Only those of another revision are read again:
+    decoding 500 embeddings twice would cost as much as storing them."""
+    revisions: dict[str, int] = {}
+    for start in range(0, len(item_ids), IDS_A_STATEMENT):
+        chunk = item_ids[start : start + IDS_A_STATEMENT]
+        rows = connection.execute(select(items.c.item_id, items.c.revision).where(items.c.item_id.in_(chunk)))
+        revisions.update((row.item_id, row.revision) for row in rows)
+    kept = {item_id: old for item_id, old in before.items() if revisions.get(item_id) == old.revision}
+    return kept | _read(connection, [item_id for item_id in revisions if item_id not in kept])
 
 
 def _item(row: Row[*tuple[Any, ...]]) -> StoredItem:

@@ -44,7 +44,7 @@ class ItemIndexStatus(BaseModel):
     detail: str | None
 
 
-class ListedItem(BaseModel):
+class ItemSummary(BaseModel):
     """`known` false: only seen in events, no content was PUT yet."""
 
     item_id: Id
@@ -63,12 +63,12 @@ class ListedItem(BaseModel):
     index_status: ItemIndexStatus
 
 
-class ItemAnswer(ListedItem):
+class ItemAnswer(ItemSummary):
     embeddings: dict[str, list[float]]
 
 
-class ItemList(BaseModel):
-    items: list[ListedItem]
+class ItemPage(BaseModel):
+    items: list[ItemSummary]
     next_cursor: str | None
 
 
@@ -155,7 +155,7 @@ async def put_items(body: BulkItemsBody, service: Service, fields: Fields) -> An
     return BulkItemsAnswer(accepted=len(writes), rejected=rejected)
 
 
-@router.get("/v1/items", response_model=ItemList)
+@router.get("/v1/items", response_model=ItemPage)
 async def list_items(
     service: Service,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100,
@@ -164,8 +164,8 @@ async def list_items(
     """By item_id, without embeddings and without deleted items; `next_cursor` is null on the last page."""
     rows = await service.page(unwrap(_LIST, cursor) if cursor is not None else "", limit + 1)
     page = rows[:limit]
-    return ItemList(
-        items=[ListedItem(**_fields_of(shown)) for shown in page],
+    return ItemPage(
+        items=[ItemSummary(**_fields_of(shown)) for shown in page],
         next_cursor=wrap(_LIST, page[-1][0].item_id) if len(rows) > limit else None,
     )
 

@@ -197,11 +197,14 @@ def test_each_change_raises_the_catalogue_by_one_and_the_same_again_changes_noth
         assert await parts.put("b", title="b") == first
         assert parts.revision() == 2
         await parts.http.patch("/v1/items/a", json={"price": 1})
+        await parts.http.patch("/v1/items/a", json={"price": 1})
         assert [(row.item_id, row.price) for row in parts.changed_since(2)] == [("a", 1.0)]
         rows = [{"item_id": "b", "title": "b"}, {"item_id": "c"}]
         await parts.http.post("/v1/items", json={"items": rows})
         assert [(row.item_id, row.revision) for row in parts.changed_since(3)] == [("c", 4)]
         await parts.http.delete("/v1/items/a")
+        await parts.http.delete("/v1/items/a")
+        assert parts.revision() == 5
         assert [(row.item_id, row.revision, row.deleted) for row in parts.changed_since(4)] == [("a", 5, True)]
 
     shop(test)
