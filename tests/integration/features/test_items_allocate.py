@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import func, select
 
 from services.features.items.allocate import ensure_items
+from services.features.items.content import ItemContent
+from services.features.items.store import put_items
 from services.features.reading.catalogue import read_changed_items
 from shared.storage.database import Database
 from shared.storage.tables import counters, items
@@ -17,6 +19,11 @@ NOW_US = 1_800_000_000_000_000
 
 def ensure(database: Database, item_ids: list[str]) -> dict[str, int]:
     return database.transact(lambda connection: ensure_items(connection, item_ids, now_us=NOW_US))
+
+
+def put(database: Database, item_ids: list[str], title: str) -> None:
+    writes = [(item_id, ItemContent(title=title)) for item_id in item_ids]
+    database.transact(lambda connection: put_items(connection, writes, NOW_US))
 
 
 def catalogue(database: Database) -> int | None:
@@ -74,3 +81,38 @@ def test_writers_that_race_for_the_same_items_agree_and_leave_no_gap(database: D
             count,
             count,
         )
+
+
+def test_a_reader_that_follows_the_revision_misses_no_item_while_writers_race(database: Database) -> None:
+    """Revisions must become visible in their order: a late smaller one would never be asked for again."""
+    written = threading.Event()
+
+    def write(writer: int) -> None:
+        for turn in range(15):
+            names = [f"i{(writer * 13 + turn * 7 + n) % 150}" for n in range(20)]
+            ensure(database, names)
+            put(database, names[:10], f"{writer}-{turn}")
+
+    def follow() -> dict[str, str | None]:
+        titles: dict[str, str | None] = {}
+        revision = 0
+        while True:
+            ended = written.is_set()
+            with database.read() as connection:
+                rows = read_changed_items(connection, revision, 50)
+            titles.update((row.item_id, row.title) for row in rows)
+            revision = rows[-1].revision if rows else revision
+            if ended and not rows:
+                return titles
+
+    with ThreadPoolExecutor(5) as pool:
+        following = pool.submit(follow)
+        writing = [pool.submit(write, writer) for writer in range(4)]
+        for one in writing:
+            one.exception()
+        written.set()
+        followed = following.result()
+    assert [one.exception() for one in writing] == [None] * 4
+    with database.read() as connection:
+        stored = {row.item_id: row.title for row in connection.execute(select(items.c.item_id, items.c.title))}
+    assert followed == stored
