@@ -7,10 +7,14 @@ from collections.abc import Callable
 
 FAILURES_TO_OPEN = 5
 PROBE_INTERVAL_S = 0.25
+LATE_SPAN_S = 0.1
 
 
 class CircuitBreaker:
     """Opens after `failures` consecutive failures; open, it lets one call through every `probe_interval_s`.
+
+    Answers that were only late must besides have been missing for LATE_SPAN_S: whatever stalls for 20 ms on a busy
+    machine makes all calls in flight late at once, and a healthy store would be left alone for it.
 
     A dead Redis then costs its 20 ms time-out to four requests a second instead of to all. Used from one event loop.
     """
@@ -26,11 +30,13 @@ class CircuitBreaker:
         self._interval_s = probe_interval_s
         self._clock = clock
         self._failures = 0
+        self._failing_since = 0.0
+        self._open = False
         self._next_probe = 0.0
 
     @property
     def is_open(self) -> bool:
-        return self._failures >= self._limit
+        return self._open
 
     def allow(self) -> bool:
         """Whether to try now. While open, a True is the one probe of this interval."""
@@ -44,8 +50,14 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         self._failures = 0
+        self._open = False
 
-    def failed(self) -> None:
+    def failed(self, *, late: bool = False) -> None:
+        now = self._clock()
+        if self._failures == 0:
+            self._failing_since = now
         self._failures += 1
-        if self._failures >= self._limit:
-            self._next_probe = self._clock() + self._interval_s
+        lasted = not late or now - self._failing_since >= LATE_SPAN_S
+        if self._open or (self._failures >= self._limit and lasted):
+            self._open = True
+            self._next_probe = now + self._interval_s

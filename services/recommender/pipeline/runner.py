@@ -91,7 +91,7 @@ class RecommendPipeline:
         try:
             with context.report.timed("features"):
                 work = self._stages.user.hydrate(context.query, context.snapshot, OWN_SHARE * timeout_s)
-                context.user = await self.stragglers.within(work, timeout_s)
+                context.user = await self.stragglers.within(work, timeout_s, patience_s=timeout_s)
         except Exception as error:  # noqa: BLE001  (any component may fail; the slate must not)
             context.report.failed("features", error, "defaults")
             return

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from services.features.reading.breaker import CircuitBreaker
+from services.features.reading.breaker import LATE_SPAN_S, CircuitBreaker
 
 
 class Clock:
@@ -27,6 +27,22 @@ def test_a_breaker_opens_after_failures_in_a_row_only() -> None:
         breaker.succeeded()
     assert breaker.allow()
     assert not breaker.is_open
+
+
+def test_one_stall_that_makes_many_answers_late_does_not_open_it_and_lasting_lateness_does() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(failures=3, clock=clock)
+    for _ in range(50):
+        breaker.failed(late=True)
+        clock.now += LATE_SPAN_S / 51
+    assert not breaker.is_open
+    clock.now += LATE_SPAN_S / 50
+    breaker.failed(late=True)
+    assert breaker.is_open
+    breaker.succeeded()
+    assert not breaker.is_open
+    breaker.failed(late=True)
+    assert not breaker.is_open, "the time counts from the first failure after a success"
 
 
 def test_an_open_breaker_lets_one_probe_through_each_interval() -> None:
