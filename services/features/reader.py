@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from services.features.online.store import HistoryStore
 from services.features.reading.catalogue import ItemRow, read_changed_items
 from services.features.reading.daily import DailyActions, read_daily_actions
 from services.features.reading.training import TrainingEvents, read_training_events
@@ -45,10 +46,7 @@ class FeatureReader:
     ) -> None:
         self._database = database
         self._actions = actions
-        if histories is None:
-            from services.features.online.store import HistoryStore
-
-            histories = HistoryStore(redis, settings.history)
+        histories = histories or HistoryStore(redis, settings.history)
         self._users = UserReader(database, redis, histories, settings.history, actions)
 
     async def user(self, user_key: str, *, extra_keys: Sequence[str] = (), timeout_s: float) -> UserView:

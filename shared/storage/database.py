@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -28,6 +29,14 @@ _IMMEDIATE = "silkrec_immediate"
 # MySQL 1213 deadlock, 1205 lock wait time-out: the transaction was rolled back and is worth repeating.
 _MYSQL_REPEATABLE = {1205, 1213}
 WRITE_ATTEMPTS = 6
+
+
+def _to_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+# The standard library's writer took 90 of the 107 ms of 500 items with an embedding of 384 numbers each.
+_JSON: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": orjson.loads}
 
 
 class Database:
@@ -118,6 +127,7 @@ def _mysql_engine(url: str, settings: DatabaseSettings) -> Engine:
         pool_timeout=settings.connect_timeout_s,
         pool_pre_ping=True,
         pool_recycle=1800,
+        **_JSON,
         isolation_level="READ COMMITTED",  # gap locks of REPEATABLE READ deadlock grouped upserts
         connect_args={
             "charset": "utf8mb4",
@@ -132,7 +142,7 @@ def _sqlite_engine(path: str | None, settings: DatabaseSettings) -> Engine:
     if not path or path == ":memory:":
         raise ConfigurationError("database.url: SQLite needs a file, because several processes share it")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{path}", pool_size=settings.pool_size, max_overflow=0)
+    engine = create_engine(f"sqlite:///{path}", pool_size=settings.pool_size, max_overflow=0, **_JSON)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

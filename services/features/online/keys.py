@@ -7,6 +7,8 @@ REVISION = b"rev"
 ROWS = b"rows"
 """`shared.contracts.history` rows, oldest first."""
 LAST_EVENT_ID = b"last"
+OCCURRED = b"at"
+"""Decimal text: occurred_at of the newest row, microseconds; for writers, which must know what is out of order."""
 
 SYNC_LEASE = "silkrec:sync1"
 """Present: no user has been dirty in MySQL for longer than a sweep, so a history in Redis is current. Its owner is the
@@ -15,7 +17,7 @@ PROFILE_TTL_S = 30 * 86400
 
 
 def history_key(user_key: str) -> str:
-    """A hash of REVISION, ROWS and LAST_EVENT_ID; TTL `features.history.ttl_s`."""
+    """A hash of REVISION, ROWS, LAST_EVENT_ID and OCCURRED; TTL `features.history.ttl_s`."""
     return f"silkrec:h1:{user_key}"
 
 

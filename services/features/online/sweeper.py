@@ -1,0 +1,109 @@
+"""Brings Redis level with the database again, and says by a lease when it is.
+
+Users are marked dirty by the commit that changed them, and unmarked once Redis holds the change. Who stays marked for
+longer than a second met an outage: the sweeper writes their histories and profiles anew. Only while there is nobody
+like that does the lease exist, and only under the lease do readers trust Redis without asking the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy import select, tuple_, update
+
+from services.features.ingest.publisher import HistoryPublisher
+from services.features.metrics import SweepMetrics
+from services.features.online.keys import SYNC_LEASE
+from services.features.users.refresh import refresh_profiles
+from shared.errors import DatabaseUnavailable
+from shared.observability.logging import get_logger
+from shared.storage.database import Database
+from shared.storage.redis import RedisFailure
+from shared.storage.tables import user_state
+
+LEASE_MS = 2000
+# A commit's own way to Redis takes milliseconds; whoever is dirty for longer needs the sweeper.
+GRACE_US = 1_000_000
+BATCH = 500
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    user_key: str
+    revision: int
+    dirty_since_us: int
+
+
+class Sweeper:
+    """`run` in one TaskOwner's loop; several replicas may sweep at once, every step is a compare-and-set. `database`
+    and `redis` are `ok`, or what was wrong at the last sweep."""
+
+    def __init__(
+        self,
+        database: Database,
+        redis: Redis,
+        publisher: HistoryPublisher,
+        metrics: SweepMetrics,
+        *,
+        interval_s: float,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._database = database
+        self._redis = redis
+        self._publisher = publisher
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._clock = clock
+        self._sleep = sleep
+        self.database = self.redis = "not asked yet"
+
+    async def run(self) -> None:
+        while True:
+            database = redis = "ok"
+            try:
+                while await self.sweep() == BATCH:
+                    continue
+            except DatabaseUnavailable as error:
+                database = error.detail
+            except RedisFailure as error:
+                redis = f"does not answer ({type(error).__name__})"
+            if (database, redis) != (self.database, self.redis):
+                _log.info("a dependency changed", database=database, redis=redis)
+            self.database, self.redis = database, redis
+            await self._sleep(self._interval_s)
+
+    async def sweep(self) -> int:
+        """How many users were dirty for too long, BATCH at most. Raises DatabaseUnavailable, RedisFailure."""
+        marks = await self._database.run(self._dirty)
+        self._metrics.dirty.set(len(marks))
+        if marks:
+            user_keys = [mark.user_key for mark in marks]
+            await self._publisher.rebuild(user_keys)
+            await refresh_profiles(self._database, self._redis, user_keys)
+            await self._database.run(self._clear, marks)
+            self._metrics.rebuilt.inc(len(marks))
+        # A commit that did not reach Redis within the grace is no mark to this sweep yet, but the next one's.
+        if len(marks) < BATCH and not self._publisher.failed_within(GRACE_US / 1_000_000 + self._interval_s):
+            await self._redis.set(SYNC_LEASE, b"1", px=LEASE_MS)
+        return len(marks)
+
+    def _dirty(self) -> list[_Mark]:
+        before_us = int(self._clock() * 1_000_000) - GRACE_US
+        columns = (user_state.c.user_key, user_state.c.revision, user_state.c.dirty_since_us)
+        oldest = select(*columns).where(user_state.c.dirty_since_us <= before_us)
+        with self._database.read() as connection:
+            rows = connection.execute(oldest.order_by(user_state.c.dirty_since_us).limit(BATCH)).all()
+        return [_Mark(row.user_key, row.revision, row.dirty_since_us) for row in rows]
+
+    def _clear(self, marks: Sequence[_Mark]) -> None:
+        """Those that changed since they were read keep their mark."""
+        key = tuple_(user_state.c.user_key, user_state.c.revision, user_state.c.dirty_since_us)
+        same = key.in_([(mark.user_key, mark.revision, mark.dirty_since_us) for mark in marks])
+        clean = update(user_state).where(same).values(dirty_since_us=None)
+        self._database.transact(lambda connection: connection.execute(clean))
