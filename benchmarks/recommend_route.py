@@ -3,8 +3,9 @@
     python benchmarks/recommend_route.py [--items 1700 100000] [--seconds 5] [--concurrency 4] [--json FILE]
 
 The application of `services.recommender.app` over SQLite, a private Redis with 200 history rows a user, a catalogue and
-a flat index of 64 dimensions; requests enter as ASGI messages, so no HTTP parser is measured. `cpu_ms`: CPU time of
-this process, all its threads, a request. `concurrency` rows keep that many requests going in a closed loop.
+an index of 64 dimensions (flat; above 20,000 items 1,024 cells of which 16 are searched); requests enter as ASGI
+messages, so no HTTP parser is measured. `cpu_ms`: CPU time of this process, all its threads, a request. `concurrency`
+rows keep that many requests going in a closed loop.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ from shared.storage.database import Database
 from shared.storage.tables import counters, item_daily, items
 from tests.servers import redis_server
 
-DIM, HISTORY, USERS, WARM_UP = 64, 200, 200, 100
+DIM, HISTORY, WARM_UP = 64, 200, 100
+# More than one run asks for: hardly anybody comes twice, so that nothing kept for a user flatters the figures.
+USERS = 20_000
+FLAT_ITEMS, CELLS, NPROBE = 20_000, 1024, 16
 HEADS = (("click", 2), ("view", 3), ("add_to_cart", 4), ("purchase", 5), ("like", 6))
 DAY_US = 86_400_000_000
 CONFIGURATION = {
@@ -137,13 +141,18 @@ def put_release(loaded: Loaded, database: Database, count: int) -> None:
         )
     files = {"item": ITEM_FILE, "user": USER_FILE}
     with store.staging(IndexManifest, "i") as folder:
+        kind = f"IVF{CELLS},Flat" if count > FLAT_ITEMS else "Flat"
+        index = faiss.index_factory(DIM, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
         for file in files.values():
-            index = faiss.IndexFlatIP(DIM)
-            index.add(vectors)
             faiss.write_index(index, str(folder / file))
         np.save(folder / ROWS_FILE, np.arange(1, count + 1, dtype=np.int32))
         np.save(folder / VECTORS_FILE, vectors)
-        spaces = {name: Space(file=file, dim=DIM, count=count, kind="Flat") for name, file in files.items()}
+        nprobe = NPROBE if kind != "Flat" else 0
+        spaces = {
+            name: Space(file=file, dim=DIM, count=count, kind=kind, nprobe=nprobe) for name, file in files.items()
+        }
         store.publish(
             folder,
             IndexManifest(version="i", created_at=now, catalogue_version=1, model_version="m", spaces=spaces),
@@ -155,7 +164,7 @@ def put_release(loaded: Loaded, database: Database, count: int) -> None:
 
 def put_users(url: str, count: int) -> None:
     random, now_s = np.random.default_rng(3), int(time.time())
-    with redis.Redis.from_url(url) as client:
+    with redis.Redis.from_url(url) as connection, connection.pipeline(transaction=False) as client:
         client.set(keys.SYNC_LEASE, b"1", ex=86400)
         for number in range(USERS):
             key = f"u:{number}"
@@ -167,6 +176,7 @@ def put_users(url: str, count: int) -> None:
             fields = {keys.REVISION: b"1", keys.ROWS: rows.tobytes(), keys.LAST_EVENT_ID: b"event-1"}
             client.hset(keys.history_key(key), mapping=fields)
             client.set(keys.profile_key(key), b'{"properties":{},"segments":[]}')
+        client.execute()
 
 
 @dataclass
@@ -196,7 +206,7 @@ class Caller:
         }  # fmt: skip
         await self.app(scope, receive, send)
         answer: dict[str, Any] = orjson.loads(b"".join(parts))
-        if status != 200 or answer["degraded_stages"] or len(answer["items"]) != body["count"]:
+        if status != 200 or len(answer["items"]) != body["count"]:
             raise SystemExit(f"the run is worth nothing: {status} {answer}"[:2000])
         return answer
 
@@ -205,10 +215,10 @@ async def closed_loop(caller: Caller, body: dict[str, Any], seconds: float, conc
     took: list[float] = []
     stages: dict[str, list[float]] = {}
     random = np.random.default_rng(4)
-    sent = 0
+    sent = degraded = 0
 
     async def one(until: float, least: int, keep: bool) -> None:
-        nonlocal sent
+        nonlocal sent, degraded
         begun = 0
         while begun < least or time.perf_counter() < until:
             begin = time.perf_counter()
@@ -216,6 +226,7 @@ async def closed_loop(caller: Caller, body: dict[str, Any], seconds: float, conc
             begun += 1
             if keep:
                 sent += 1
+                degraded += bool(answer["degraded_stages"])
                 took.append((time.perf_counter() - begin) * 1000)
                 for name, value in answer["stage_ms"].items():
                     stages.setdefault(name, []).append(value)
@@ -227,7 +238,7 @@ async def closed_loop(caller: Caller, body: dict[str, Any], seconds: float, conc
     p50, p95, p99 = (round(float(value), 3) for value in np.percentile(took, [50, 95, 99]))
     return {
         "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "cpu_ms": round(1000 * cpu / sent, 3),
-        "requests_per_s": round(sent / spent, 1),
+        "requests_per_s": round(sent / spent, 1), "degraded": degraded / sent,
         "stage_ms": {name: round(float(np.median(values)), 3) for name, values in stages.items()},
     }  # fmt: skip
 
@@ -251,7 +262,8 @@ async def serve(loaded: Loaded, count: int, options: argparse.Namespace) -> list
                 rows.append({"items": count, "variant": name, "concurrency": concurrency, **row})
                 print(
                     f"{count:7} items  {name:6} x{concurrency:<3} p50 {row['p50_ms']:7.3f}  p99 {row['p99_ms']:7.3f} ms"
-                    f"  cpu {row['cpu_ms']:6.3f} ms  {row['requests_per_s']:7.1f}/s",
+                    f"  cpu {row['cpu_ms']:6.3f} ms  {row['requests_per_s']:7.1f}/s"
+                    f"  degraded {row['degraded']:.1%}",
                     flush=True,
                 )
     return rows

@@ -110,7 +110,9 @@ class RetrievalIndex:
         unique, first = np.unique(seeds, return_index=True)
         seeds = unique[np.argsort(first)]
         weight = RECENCY_DECAY ** np.arange(len(seeds), dtype=np.float32)
-        scores, near = _search(self._item_space, np.asarray(self._vectors[seeds]), max(_NEIGHBOURS, k) + len(seeds))
+        # Twice as many as wanted in all, at least 100 each: twelve searches for 212 took 0.5 ms, for 112 0.2.
+        each = max(_NEIGHBOURS, -(-2 * k // len(seeds))) + len(seeds)
+        scores, near = _search(self._item_space, np.asarray(self._vectors[seeds]), each)
         return self._merged(near, np.maximum(scores, 0) * weight[:, None], seeds, k)
 
     def _merged(self, near: Int64, scores: Float32, seeds: Int64, k: int) -> Hits:
@@ -145,6 +147,9 @@ def _open_space(folder: Path, space: Space) -> Any:
         raise ValueError(f"{space.file} is {index.ntotal} x {index.d}, its manifest says {space.count} x {space.dim}")
     if space.nprobe:
         faiss.extract_index_ivf(index).nprobe = space.nprobe
+    if flags:
+        # Mapped lists start 32 threads a search to read ahead: 1.3 ms for what takes 0.06 without them.
+        faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists).prefetch_nthread = 0
     return index
 
 
