@@ -199,14 +199,15 @@ def measure(kind: str, service: Service, events: int) -> list[dict[str, Any]]:
 def run(events: int, databases: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     # Sockets of MariaDB want a short path.
-    with tempfile.TemporaryDirectory(prefix="silkrec-bench-") as name, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="silkrec-bench-") as name:
         folder = Path(name)
-        redis = stack.enter_context(redis_server(folder / "redis"))
         for kind in databases:
             with contextlib.ExitStack() as own:
                 url = f"sqlite:///{folder / 'silkrec.db'}"
                 if kind == "mariadb":
                     url = own.enter_context(mariadb(folder / "mariadb")).create_schema("bench")
+                # Its own Redis too: histories of another database's users would all count as behind.
+                redis = own.enter_context(redis_server(folder / f"redis-{kind}"))
                 service = own.enter_context(serving(url, redis.url, folder / f"features-{kind}"))
                 rows += measure(kind, service, events)
     first = databases[0]
