@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.recommender.components.most_wanted import most_wanted
 from services.recommender.pipeline.context import Context
 from services.recommender.retrieval.hits import Hits
 
@@ -25,7 +26,7 @@ class PopularSource:
 
 @dataclass(frozen=True, slots=True)
 class BackfillSource:
-    """For short slates: popular items, then the newest, then all others. A deeper answer begins as a shallow one."""
+    """For short slates: whatever there is, most wanted first."""
 
     name: str = "backfill"
     reason: str = "popular"
@@ -35,16 +36,5 @@ class BackfillSource:
     protected: bool = False
 
     async def retrieve(self, context: Context, k: int) -> Hits:
-        snapshot = context.snapshot
-        popular = snapshot.popular.top(k)
-        if len(popular) >= k:
-            return popular
-        others = np.ones(snapshot.catalogue.size, np.bool_)
-        others[popular.item_index[popular.item_index < len(others)]] = False
-        newest = snapshot.fresh.item_index
-        newest = newest[others[newest]]
-        others[newest] = False
-        item_index = np.concatenate([popular.item_index, newest, np.flatnonzero(others)])[:k].astype(np.int32)
-        score = np.zeros(len(item_index), np.float32)
-        score[: len(popular)] = popular.score
-        return Hits(item_index, score)
+        item_index = most_wanted(context.snapshot, k)
+        return Hits(item_index, np.zeros(len(item_index), np.float32))
