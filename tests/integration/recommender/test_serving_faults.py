@@ -33,7 +33,9 @@ from tests.servers import MariaDB, Process, RedisServer
 
 pytestmark = pytest.mark.integration
 on_mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-DEADLINE_MS = 250
+# The longest there is, so that other processes of a busy machine cannot fail a test; virtual-time tests of the pipeline
+# look at the milliseconds. What hangs here hangs for ever.
+DEADLINE_MS = 1000
 RECOMMENDED = {"deadline_ms": DEADLINE_MS, "count": 5}
 
 
@@ -86,7 +88,7 @@ async def undegraded(ours: Recommender) -> bool:
 async def not_waited_for(ours: Recommender) -> bool:
     """A store that hangs is left alone after a few tries, but for a probe now and then."""
     answer = await ours.recommend(user_id="ann", **RECOMMENDED)
-    return float(answer["stage_ms"]["features"]) < 5.0
+    return float(answer["stage_ms"]["features"]) < 50.0
 
 
 def test_the_users_history_is_used_and_without_personalization_it_is_not_read(
