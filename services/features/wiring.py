@@ -9,6 +9,7 @@ from typing import Any
 
 from services.features.feedback.service import FeedbackService
 from services.features.ingest.group import EventIngest
+from services.features.ingest.marks import MarkCleaner
 from services.features.ingest.publisher import HistoryPublisher
 from services.features.ingest.validation import EventValidator
 from services.features.items.wiring import ItemsPart
@@ -58,7 +59,15 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         redis = connect(settings.redis_url(), settings.redis, timeout_ms=settings.redis.write_timeout_ms)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         histories = HistoryStore(redis, settings.features.history)
-        publisher = HistoryPublisher(database, histories, settings.features.history, actions)
+        cleaner = MarkCleaner(database)
+        publisher = HistoryPublisher(
+            database,
+            histories,
+            cleaner,
+            settings.features.history,
+            actions,
+            timeout_s=settings.redis.write_timeout_ms / 1000,
+        )
         ingest = EventIngest(database, publisher, settings.features, actions, IngestMetrics(metrics))
         sweeper = Sweeper(
             database, redis, publisher, SweepMetrics(metrics), interval_s=settings.features.sweep_interval_s
@@ -72,6 +81,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         await keys.start(tasks)
         board.tasks, board.sweeper = tasks, sweeper
         tasks.start("event writer", ingest.run)
+        tasks.start("dirty marks", cleaner.run)
         tasks.start("sweeper", sweeper.run)
         users.start(tasks)
         Purge(database, settings.features, metrics).start(tasks)

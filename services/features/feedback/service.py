@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
 from services.features.ingest.group import now_us
 from services.features.ingest.publisher import HistoryPublisher
 from services.features.ingest.rows import DAY_US, EventRow
-from services.features.ingest.writer import write_events
+from services.features.ingest.writer import lock_users, write_events
+from services.features.items.allocate import ensure_items
 from services.features.users.sql import upsert
 from shared.actions import ActionTable
 from shared.errors import Conflict
@@ -46,29 +47,30 @@ class FeedbackService:
         """The same value again changes nothing, its time included."""
         at_us = self._clock_us()
 
-        def work(connection: Connection) -> Feedback | None:
+        def work(connection: Connection) -> Feedback | int:
+            ensure_items(connection, [item_id], now_us=at_us)
+            lock_users(connection, {user_key})  # two first PUTs would both find nothing, and both add an event
             found = _find(connection, user_key, item_id, kind)
             if found is not None and found.value == value:
                 return Feedback(value, int(found.updated_at_us))
             if found is not None:
                 _remove_event(connection, found)
-            self._add(connection, user_key, item_id, kind, code, value, at_us)
-            return None
+            return self._add(connection, user_key, item_id, kind, code, value, at_us)
 
-        unchanged: Feedback | None = await self._database.run(self._database.transact, work)
-        if unchanged is not None:
-            return unchanged
-        await self._publisher.republish(user_key)
+        done: Feedback | int = await self._database.run(self._database.transact, work)
+        if isinstance(done, Feedback):
+            return done
+        await self._publisher.republish(user_key, done, at_us)
         return Feedback(value, at_us)
 
     async def delete(self, user_key: str, item_id: str, kind: str) -> None:
         """Doing it again changes nothing."""
         at_us = self._clock_us()
 
-        def work(connection: Connection) -> bool:
+        def work(connection: Connection) -> int | None:
             found = _find(connection, user_key, item_id, kind)
             if found is None:
-                return False
+                return None
             _remove_event(connection, found)
             same = and_(
                 feedback.c.user_key == user_key,
@@ -76,15 +78,11 @@ class FeedbackService:
                 feedback.c.feedback_type == kind,
             )
             connection.execute(delete(feedback).where(same))
-            connection.execute(
-                update(user_state)
-                .where(user_state.c.user_key == user_key)
-                .values(revision=user_state.c.revision + 1, dirty_since_us=at_us)
-            )
-            return True
+            return _raise_revision(connection, user_key, at_us)
 
-        if await self._database.run(self._database.transact, work):
-            await self._publisher.republish(user_key)
+        revision: int | None = await self._database.run(self._database.transact, work)
+        if revision is not None:
+            await self._publisher.republish(user_key, revision, at_us)
 
     def _add(
         self,
@@ -95,7 +93,8 @@ class FeedbackService:
         code: int,
         value: float | None,
         at_us: int,
-    ) -> None:
+    ) -> int:
+        """The user's revision."""
         row = EventRow(
             event_id=f"feedback-{secrets.token_hex(12)}",
             user_key=user_key,
@@ -112,6 +111,7 @@ class FeedbackService:
         held = {"user_key": user_key, "item_index": item_index, "feedback_type": kind}
         changed = {"value": value, "event_id": row.event_id, "updated_at_us": at_us}
         upsert(connection, feedback, [held | changed], tuple(changed))
+        return _raise_revision(connection, user_key, at_us)
 
 
 def _find(connection: Connection, user_key: str, item_id: str, kind: str) -> Row[Any] | None:
@@ -122,6 +122,15 @@ def _find(connection: Connection, user_key: str, item_id: str, kind: str) -> Row
         .where(feedback.c.user_key == user_key, items.c.item_id == item_id, feedback.c.feedback_type == kind)
         .with_for_update()
     ).one_or_none()
+
+
+def _raise_revision(connection: Connection, user_key: str, at_us: int) -> int:
+    """Also for an action that is no part of histories: that costs one rebuild too many."""
+    mine = user_state.c.user_key == user_key
+    mark = func.coalesce(user_state.c.dirty_since_us, at_us)
+    raised = update(user_state).where(mine).values(revision=user_state.c.revision + 1, dirty_since_us=mark)
+    connection.execute(raised)
+    return int(connection.execute(select(user_state.c.revision).where(mine)).scalar_one())
 
 
 def _remove_event(connection: Connection, found: Row[Any]) -> None:

@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from services.features.ingest.publisher import HistoryPublisher
 from services.features.ingest.rows import EventRow, Outcome, WriteResult
 from services.features.ingest.writer import commit_events
@@ -95,8 +93,13 @@ class EventIngest:
             failure = DatabaseUnavailable("the writer of events stopped; send them again", retry_after_s=RETRY_AFTER_S)
             for waiting in [*group, *self._queue]:
                 _fail(waiting, failure)
-            self._queue.clear()
-            self._queued = 0
+            self._forget_queue()
+
+    def _forget_queue(self) -> None:
+        self._queue.clear()
+        self._queued = 0
+        self._metrics.queued.set(0)
+        self._arrived.clear()
 
     def _take(self) -> list[_Waiting]:
         """Whole requests, at least one, up to `commit_max_events`."""
@@ -119,11 +122,17 @@ class EventIngest:
         try:
             with self._metrics.commit.time():
                 result = await self._database.run(commit_events, self._database, rows, self._actions, marked_us)
-        except (DatabaseUnavailable, Overloaded) as error:
+        except Overloaded as error:
             for waiting in group:
                 _fail(waiting, error)
             return
-        except SQLAlchemyError as error:
+        except DatabaseUnavailable as error:
+            # Those behind would wait for the same silence, one group after the other.
+            for waiting in [*group, *self._queue]:
+                _fail(waiting, error)
+            self._forget_queue()
+            return
+        except Exception as error:  # noqa: BLE001  (whatever one request brings along, the others are written)
             if len(group) == 1:
                 _log.error("events could not be written", events=len(rows), exc_info=error)
                 _fail(group[0], SilkrecError("these events could not be written; the log of the service says why"))

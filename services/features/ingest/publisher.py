@@ -1,13 +1,14 @@
-"""Committed histories into Redis. What Redis refuses or misses stays marked in the database, for the sweeper."""
+"""Committed histories into Redis. What Redis could not be told stays marked in the database, for the sweeper."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
 
+from services.features.ingest.marks import Mark, MarkCleaner
 from services.features.ingest.rows import WriteResult
-from services.features.ingest.writer import clear_marks
 from services.features.online.store import HistoryStore
 from services.features.reading.breaker import CircuitBreaker
 from services.features.reading.history import load_history
@@ -19,28 +20,35 @@ from shared.settings.roots import HistorySettings
 from shared.storage.database import Database
 from shared.storage.redis import RedisFailure
 
+# Loading one history takes about a millisecond, and a whole group waits for it. Users beyond this are read from the
+# database by their next request, which then writes them back.
+REBUILDS_A_GROUP = 32
 _log = get_logger(__name__)
 
 
 class HistoryPublisher:
-    """Used by one event loop. A dead Redis costs its time-out to the first few groups and then to four a second."""
+    """Used by one event loop. A hung Redis costs one group `timeout_s`, and then four groups a second."""
 
     def __init__(
         self,
         database: Database,
         histories: HistoryStore,
+        cleaner: MarkCleaner,
         settings: HistorySettings,
         actions: ActionTable,
         *,
+        timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._histories = histories
+        self._cleaner = cleaner
         self._max_events = settings.max_events
         self._actions = actions
+        self._timeout_s = timeout_s
         self._clock = clock
         self._failed_at = -math.inf
-        self.breaker = CircuitBreaker(failures=2, clock=clock)
+        self.breaker = CircuitBreaker(failures=1, clock=clock)
 
     def failed_within(self, seconds: float) -> bool:
         """Did a commit of this process stay without its history in Redis, so recently?"""
@@ -50,43 +58,48 @@ class HistoryPublisher:
         """After the commit, before the answer. False when users stay marked; never raises for a store that is away."""
         if not result.additions:
             return True
-        done = self.breaker.allow() and await self._to_redis(result)
-        if not done:
+        if not self.breaker.allow():
             self._failed_at = self._clock()
             return False
         try:
-            await self._database.run(self._clear, result, marked_us)
-        except DatabaseUnavailable as error:
-            _log.warning("marks are cleared later", cause=error.detail)
-            return False
-        return True
-
-    async def _to_redis(self, result: WriteResult) -> bool:
-        try:
-            behind = await self._histories.append(result.additions)
-            if behind:
-                await self.rebuild(behind)
+            async with asyncio.timeout(self._timeout_s):
+                behind = await self._histories.append(result.additions)
         except RedisFailure as error:
-            self.breaker.failed()
-            _log.warning("histories are not in Redis yet", users=len(result.additions), cause=type(error).__name__)
-            return False
-        except DatabaseUnavailable as error:
-            _log.warning("histories cannot be rebuilt yet", cause=error.detail)
+            self._failed(error, len(result.additions))
             return False
         self.breaker.succeeded()
+        self._cleaner.done(result.marks, marked_us)
+        await self._warm(behind[:REBUILDS_A_GROUP])
         return True
 
-    async def republish(self, user_key: str) -> None:
+    async def _warm(self, user_keys: Sequence[str]) -> None:
+        """Redis holds nothing of these users any more, so nothing that is wrong: this may fail."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.rebuild(user_keys)
+        except (DatabaseUnavailable, *RedisFailure) as error:
+            _log.info("histories are left to their readers", users=len(user_keys), cause=type(error).__name__)
+
+    async def republish(self, user_key: str, revision: int, marked_us: int) -> None:
         """After a change that took rows away. Where a store is away the user stays marked, for the sweeper."""
         try:
-            await self.rebuild([user_key])
+            async with asyncio.timeout(self._timeout_s):
+                await self.rebuild([user_key])
         except (DatabaseUnavailable, *RedisFailure) as error:
-            self._failed_at = self._clock()
-            _log.warning("a history is not in Redis yet", cause=type(error).__name__)
+            self._failed(error, 1)
+            return
+        self._cleaner.done([Mark(user_key, revision, marked_us)], marked_us)
 
     async def rebuild(self, user_keys: Sequence[str]) -> None:
         """Whole histories from the database. Raises DatabaseUnavailable, RedisFailure."""
-        await self._histories.replace_many(await self._database.run(self._load, user_keys))
+        if user_keys:
+            await self._histories.replace_many(await self._database.run(self._load, user_keys))
+
+    def _failed(self, error: BaseException, users: int) -> None:
+        if not isinstance(error, DatabaseUnavailable):
+            self.breaker.failed()
+        self._failed_at = self._clock()
+        _log.warning("histories are not in Redis yet", users=users, cause=type(error).__name__)
 
     def _load(self, user_keys: Sequence[str]) -> list[UserHistory]:
         with self._database.read() as connection:
@@ -94,6 +107,3 @@ class HistoryPublisher:
                 load_history(connection, user_key, max_events=self._max_events, actions=self._actions)
                 for user_key in user_keys
             ]
-
-    def _clear(self, result: WriteResult, marked_us: int) -> None:
-        self._database.transact(lambda connection: clear_marks(connection, result.marked, marked_us))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.features.ingest.marks import Mark
 from services.features.online.store import Addition
 
 Outcome = Literal["accepted", "duplicate", "refused"]
@@ -14,7 +15,11 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """Valid already. `action` is a code of the ActionTable; times are microseconds since 1970, UTC."""
+    """Valid already. `action` is a code of the ActionTable; times are microseconds since 1970, UTC.
+
+    `sent_day`: the UTC day of occurred_at as the client sent it, where its clock was corrected since. A retry repeats
+    it exactly, and event_id is unique by it; the corrected time differs by what the network took.
+    """
 
     event_id: str
     user_key: str
@@ -28,17 +33,23 @@ class EventRow:
     position: int | None = None
     impression: Sequence[str] | None = None
     properties: Mapping[str, Any] | None = None
+    sent_day: int | None = None
 
     @property
-    def occurred_day(self) -> int:
+    def identity(self) -> tuple[str, int]:
+        """What is unique: the event_id and its day."""
+        return self.event_id, self.day if self.sent_day is None else self.sent_day
+
+    @property
+    def day(self) -> int:
         return self.occurred_at_us // DAY_US
 
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
     """`outcomes` [n] as the rows were given: `refused` are rows of deleted users. `additions` are what Redis lacks, a
-    user each; `marked` those users whose dirty mark is this transaction's own, with the revision it made."""
+    user each; `marks` [same] their dirty marks after this transaction, older ones included."""
 
     outcomes: tuple[Outcome, ...]
     additions: tuple[Addition, ...] = ()
-    marked: Mapping[str, int] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()

@@ -7,15 +7,14 @@ it. A fault of the body refuses the request (422); a fault of an event rejects t
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import orjson
 
-from services.features.ingest.rows import EventRow
+from services.features.ingest.rows import DAY_US, EventRow
+from services.features.items.times import TIME_RULE, parse_time
 from shared.actions import ActionTable
 from shared.errors import FieldError, ValidationFailed
 from shared.identity import ID_RULE, is_id, user_key
@@ -31,8 +30,6 @@ EVENT_FIELDS = frozenset(
 )
 _REQUIRED = ("event_id", "event_type", "occurred_at")
 _IDS = ("event_id", "user_id", "visitor_id", "item_id", "session_id", "recommendation_id")
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z")
-_TIME_RULE = "must be an RFC 3339 time with its zone, e.g. 2026-01-31T12:00:00Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def read_body(body: Any, received_at_us: int) -> EventBody:
     if body.get("sent_at") is not None:
         sent_at_us = _time_us(body["sent_at"])
         if sent_at_us is None:
-            raise _refused("/sent_at", _TIME_RULE)
+            raise _refused("/sent_at", f"must be {TIME_RULE}")
         skew_us = received_at_us - sent_at_us
     return EventBody(events, skew_us, texts["client_key"], texts["user_token"])
 
@@ -115,19 +112,21 @@ class EventValidator:
         if not isinstance(event, dict):
             raise _Unfit("invalid", "an event must be a JSON object")
         _check_shape(event)
+        sent_us, occurred_at_us = self._occurred(event["occurred_at"], received_at_us, skew_us)
         return EventRow(
             event_id=event["event_id"],
             user_key=user_key(event.get("user_id"), event.get("visitor_id")),
             item_id=event.get("item_id"),
             action=self._action(event),
             event_value=None if event.get("event_value") is None else float(event["event_value"]),
-            occurred_at_us=self._occurred(event["occurred_at"], received_at_us, skew_us),
+            occurred_at_us=occurred_at_us,
             received_at_us=received_at_us,
             session_id=event.get("session_id"),
             recommendation_id=event.get("recommendation_id"),
             position=_position(event.get("position")),
             impression=_impression(event.get("impression")),
             properties=_properties(event.get("properties")),
+            sent_day=sent_us // DAY_US if skew_us else None,
         )
 
     def _action(self, event: Mapping[str, Any]) -> int:
@@ -143,11 +142,12 @@ class EventValidator:
             raise _Unfit("missing", f"an event of type {kind} needs an event_value: its meaning depends on it")
         return action.code
 
-    def _occurred(self, text: Any, received_at_us: int, skew_us: int) -> int:
-        at_us = _time_us(text)
-        if at_us is None:
-            raise _Unfit("invalid", f"occurred_at {_TIME_RULE}")
-        at_us += skew_us
+    def _occurred(self, text: Any, received_at_us: int, skew_us: int) -> tuple[int, int]:
+        """By the client's clock, and by ours."""
+        sent_us = _time_us(text)
+        if sent_us is None:
+            raise _Unfit("invalid", f"occurred_at must be {TIME_RULE}")
+        at_us = sent_us + skew_us
         if at_us > received_at_us + self._tolerance_us:
             raise _Unfit(
                 "in_the_future",
@@ -156,7 +156,7 @@ class EventValidator:
             )
         if at_us < 0:
             raise _Unfit("invalid", "occurred_at must not be before 1970")
-        return at_us
+        return sent_us, at_us
 
 
 def _check_shape(event: Mapping[str, Any]) -> None:
@@ -200,18 +200,7 @@ def _properties(value: Any) -> dict[str, Any] | None:
 
 
 def _time_us(text: Any) -> int | None:
-    """None for what is no RFC 3339 time with a zone."""
-    if not isinstance(text, str) or _RFC3339.match(text) is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        since = at - _EPOCH
-    except (ValueError, OverflowError):
-        return None
-    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
+    return parse_time(text) if isinstance(text, str) else None
 
 
 def _finite(value: float) -> bool:

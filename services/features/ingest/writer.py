@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from services.features.ingest.marks import Mark
 from services.features.ingest.rows import EventRow, Outcome, WriteResult
 from services.features.items.allocate import ensure_items
 from services.features.online.store import Addition
@@ -46,7 +47,7 @@ def write_events(connection: Connection, rows: Sequence[EventRow], actions: Acti
     fresh = _fresh(connection, rows)
     # Items before users: the order in which every writer takes its locks.
     indexes = ensure_items(connection, [row.item_id for _, row in fresh if row.item_id is not None], now_us=now_us)
-    owners = _lock_users(connection, {row.user_key for _, row in fresh})
+    owners = lock_users(connection, {row.user_key for _, row in fresh})
     written: list[tuple[EventRow, Row[Any]]] = []
     for place, row in fresh:
         owner = owners[row.user_key]
@@ -69,26 +70,8 @@ def write_events(connection: Connection, rows: Sequence[EventRow], actions: Acti
     additions = tuple(
         _addition(user_key, states[user_key].revision + 1, new, indexes) for user_key, new in changed.items()
     )
-    marked = {row.user_key: row.revision for row in additions if states[row.user_key].dirty_since_us is None}
-    return WriteResult(tuple(outcomes), additions, marked)
-
-
-def clear_marks(connection: Connection, marked: Mapping[str, int], marked_us: int) -> None:
-    """Of users at exactly that revision, marked at exactly that time: a later change keeps its mark."""
-    by_revision: dict[int, list[str]] = {}
-    for user_key, revision in marked.items():
-        by_revision.setdefault(revision, []).append(user_key)
-    for revision, user_keys in by_revision.items():
-        for chunk in _chunks(user_keys):
-            connection.execute(
-                update(user_state)
-                .where(
-                    user_state.c.user_key.in_(chunk),
-                    user_state.c.revision == revision,
-                    user_state.c.dirty_since_us == marked_us,
-                )
-                .values(dirty_since_us=None)
-            )
+    marks = tuple(Mark(row.user_key, row.revision, states[row.user_key].dirty_since_us or now_us) for row in additions)
+    return WriteResult(tuple(outcomes), additions, marks)
 
 
 def _fresh(connection: Connection, rows: Sequence[EventRow]) -> list[tuple[int, EventRow]]:
@@ -99,14 +82,13 @@ def _fresh(connection: Connection, rows: Sequence[EventRow]) -> list[tuple[int, 
         seen.update((row.event_id, row.occurred_day) for row in connection.execute(found))
     fresh = []
     for place, row in enumerate(rows):
-        key = (row.event_id, row.occurred_day)
-        if key not in seen:
-            seen.add(key)
+        if row.identity not in seen:
+            seen.add(row.identity)
             fresh.append((place, row))
     return fresh
 
 
-def _lock_users(connection: Connection, user_keys: set[str]) -> dict[str, Row[Any]]:
+def lock_users(connection: Connection, user_keys: set[str]) -> dict[str, Row[Any]]:
     """user_key -> the state of whoever its events belong to, locked until the commit: the user's own, or that of the
     user a visitor was merged into."""
     states = _locked(connection, user_keys)
@@ -135,9 +117,10 @@ def _locked(connection: Connection, user_keys: Iterable[str]) -> dict[str, Row[A
 
 
 def _columns(row: EventRow, user_key: str, indexes: Mapping[str, int]) -> dict[str, Any]:
+    event_id, occurred_day = row.identity
     return {
-        "event_id": row.event_id,
-        "occurred_day": row.occurred_day,
+        "event_id": event_id,
+        "occurred_day": occurred_day,
         "user_key": user_key,
         "item_index": None if row.item_id is None else indexes[row.item_id],
         "action": row.action,
@@ -153,7 +136,7 @@ def _columns(row: EventRow, user_key: str, indexes: Mapping[str, int]) -> dict[s
 
 
 def _count_days(connection: Connection, rows: Iterable[EventRow], indexes: Mapping[str, int]) -> None:
-    counts = Counter((row.occurred_day, indexes[row.item_id], row.action) for row in rows if row.item_id is not None)
+    counts = Counter((row.day, indexes[row.item_id], row.action) for row in rows if row.item_id is not None)
     counted = [
         {"occurred_day": day, "item_index": item, "action": action, "events": count}
         for (day, item, action), count in sorted(counts.items())

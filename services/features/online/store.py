@@ -1,8 +1,9 @@
 """Packed histories in Redis, changed by compare-and-set on the user's revision and never moved backwards.
 
 `append` is the way of an event that was just committed: rows are added where Redis holds exactly the revision before.
-Anything else (a gap, an older event, an absent or foreign value) is left alone and reported, so that the caller
-writes the whole history with `replace`. Every key has the TTL `features.history.ttl_s`.
+Anything else (a gap, an older event, an absent or foreign value) is reported, and what is left is the new revision
+without rows: readers see a miss and ask the database, and nobody can put older rows back. The caller may write the
+whole history with `replace`. Every key has the TTL `features.history.ttl_s`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,20 @@ _US = 1_000_000
 # Microseconds since 1970 stay below 2^53, so Lua's doubles compare them exactly.
 _APPEND = """
 local held = redis.pcall('HMGET', KEYS[1], ARGV[1], ARGV[3])
-if held.err then return 0 end
-if (held[1] or '0') ~= ARGV[5] then return 0 end
-if held[2] and tonumber(held[2]) > tonumber(ARGV[7]) then return 0 end
-local rows = (redis.call('HGET', KEYS[1], ARGV[2]) or '') .. ARGV[9]
+if held.err then held = {} end
+local revision = tonumber(held[1] or '0') or 0
+if revision >= tonumber(ARGV[6]) then return 1 end
+local rows = false
+if revision == tonumber(ARGV[5]) and tonumber(held[2] or '0') <= tonumber(ARGV[7]) then
+  rows = held[1] and redis.call('HGET', KEYS[1], ARGV[2]) or (revision == 0 and '')
+end
+if not rows then
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[6])
+  redis.call('EXPIRE', KEYS[1], ARGV[12])
+  return 0
+end
+rows = rows .. ARGV[9]
 local most = tonumber(ARGV[11])
 if #rows > most then rows = string.sub(rows, -most) end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[6], ARGV[2], rows, ARGV[3], ARGV[8], ARGV[4], ARGV[10])
@@ -66,7 +77,7 @@ class HistoryStore:
         self._max_bytes = settings.max_events * HISTORY_ROW.itemsize
 
     async def append(self, additions: Sequence[Addition]) -> list[str]:
-        """In one round trip; returns the users whose history must be replaced instead."""
+        """In one round trip; returns the users of whom Redis now holds no rows."""
         calls = [
             (
                 history_key(row.user_key),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import select
 
+from services.features.ingest.marks import Mark, clear_marks
 from services.features.ingest.publisher import HistoryPublisher
 from services.features.metrics import SweepMetrics
 from services.features.online.keys import SYNC_LEASE
@@ -30,13 +30,6 @@ LEASE_MS = 2000
 GRACE_US = 1_000_000
 BATCH = 500
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    user_key: str
-    revision: int
-    dirty_since_us: int
 
 
 class Sweeper:
@@ -93,17 +86,13 @@ class Sweeper:
             await self._redis.set(SYNC_LEASE, b"1", px=LEASE_MS)
         return len(marks)
 
-    def _dirty(self) -> list[_Mark]:
+    def _dirty(self) -> list[Mark]:
         before_us = int(self._clock() * 1_000_000) - GRACE_US
         columns = (user_state.c.user_key, user_state.c.revision, user_state.c.dirty_since_us)
         oldest = select(*columns).where(user_state.c.dirty_since_us <= before_us)
         with self._database.read() as connection:
             rows = connection.execute(oldest.order_by(user_state.c.dirty_since_us).limit(BATCH)).all()
-        return [_Mark(row.user_key, row.revision, row.dirty_since_us) for row in rows]
+        return [Mark(row.user_key, row.revision, row.dirty_since_us) for row in rows]
 
-    def _clear(self, marks: Sequence[_Mark]) -> None:
-        """Those that changed since they were read keep their mark."""
-        key = tuple_(user_state.c.user_key, user_state.c.revision, user_state.c.dirty_since_us)
-        same = key.in_([(mark.user_key, mark.revision, mark.dirty_since_us) for mark in marks])
-        clean = update(user_state).where(same).values(dirty_since_us=None)
-        self._database.transact(lambda connection: connection.execute(clean))
+    def _clear(self, marks: Sequence[Mark]) -> None:
+        self._database.transact(lambda connection: clear_marks(connection, marks))

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from redis.asyncio import Redis
-from services.features.online.store import HistoryStore
 from sqlalchemy import select
 
+from services.features.online.store import HistoryStore
 from services.features.reader import FeatureReader
 from services.features.routes.users import router
 from services.features.users.wiring import UsersPart
