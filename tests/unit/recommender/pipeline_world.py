@@ -71,6 +71,7 @@ class FakeIndex:
     model_version: str | None = "m1"
     has_user_space: bool = True
     error: Exception | None = None
+    searched: list[list[int]] = field(default_factory=list)
 
     def by_user_vector(self, vector: Float32, k: int) -> Hits:
         if self.error is not None:
@@ -79,6 +80,7 @@ class FakeIndex:
         return Hits(found, np.linspace(1, 0, len(found), dtype=np.float32))
 
     def by_items(self, item_index: Int32, k: int) -> Hits:
+        self.searched.append(item_index.tolist())
         if len(item_index) == 0:
             return no_hits()
         found = (int(item_index[0]) + np.arange(1, 21, dtype=np.int32)) % ITEMS

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.recommender.components.sources.searching import KEPT as KEPT_NEIGHBOURS
 from services.recommender.components.sources.searching import MAX_WAITING, Searcher
 from services.recommender.domain import Rung
 from services.recommender.fresh import KEPT, FreshTable
@@ -18,6 +19,7 @@ from tests.unit.recommender.pipeline_world import (
     DISLIKE,
     ITEMS,
     PURCHASE,
+    FakeIndex,
     FakeUser,
     World,
     catalogue,
@@ -251,6 +253,24 @@ def test_a_search_that_would_hold_up_the_event_loop_runs_in_a_thread() -> None:
     here, there = asyncio.run(scenario())
     assert here == threading.get_ident()
     assert there != here
+
+
+def test_neighbours_of_the_same_items_are_searched_once_an_index() -> None:
+    async def scenario() -> None:
+        searcher, first, second = Searcher(), FakeIndex(), FakeIndex()
+        seeds, others = np.array([5, 7], np.int32), np.array([7, 5], np.int32)
+        for index in (first, second, first):
+            hits = await searcher.neighbours(index, seeds, 10)
+            assert await searcher.neighbours(index, seeds.copy(), 10) is hits
+            await searcher.neighbours(index, others, 10)
+            await searcher.neighbours(index, seeds, 11)
+        assert second.searched == [[5, 7], [7, 5], [5, 7]]
+        for number in range(KEPT_NEIGHBOURS + 10):
+            await searcher.neighbours(first, np.array([number], np.int32), 1)
+        assert len(searcher._kept) == KEPT_NEIGHBOURS
+        searcher.close()
+
+    asyncio.run(scenario())
 
 
 def test_searches_that_wait_are_bounded() -> None:

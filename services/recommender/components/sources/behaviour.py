@@ -37,7 +37,7 @@ class BehaviourSource:
         seeds = newest_items(context.user.history.rows, self.positive, self.recent)
         if len(seeds) == 0:
             return no_hits()
-        return await self.searcher.run(index.item_count * len(seeds), index.by_items, seeds, k)
+        return await self.searcher.neighbours(index, seeds, k)
 
 
 def newest_items(history: History, positive: Bool, count: int) -> Int32:

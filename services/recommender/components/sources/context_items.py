@@ -24,4 +24,4 @@ class ContextItemsSource:
         index, seeds = context.snapshot.index, context.query.context_items
         if index is None or len(seeds) == 0:
             return no_hits()
-        return await self.searcher.run(index.item_count * len(seeds), index.by_items, seeds, k)
+        return await self.searcher.neighbours(index, seeds, k)
