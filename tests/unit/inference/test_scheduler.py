@@ -152,7 +152,7 @@ def busy() -> Scheduler:
     """An empty queue that has just seen ten requests come 0.1 ms apart, the last at 0."""
     scheduler = scheduler_with(*(ticket(1.0, at=(i - 9) * 1e-4) for i in range(10)), policy=WAITING)
     while len(scheduler):
-        scheduler.next(1e-9)
+        scheduler.next(0.01)  # the delay is over: nothing waits for company any more
     return scheduler
 
 
