@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,10 +212,11 @@ class Caller:
         return answer
 
 
-async def closed_loop(caller: Caller, body: dict[str, Any], seconds: float, concurrency: int) -> dict[str, Any]:
+async def closed_loop(
+    caller: Caller, callers: Iterator[int], body: dict[str, Any], seconds: float, concurrency: int
+) -> dict[str, Any]:
     took: list[float] = []
     stages: dict[str, list[float]] = {}
-    random = np.random.default_rng(4)
     sent = degraded = 0
 
     async def one(until: float, least: int, keep: bool) -> None:
@@ -222,7 +224,7 @@ async def closed_loop(caller: Caller, body: dict[str, Any], seconds: float, conc
         begun = 0
         while begun < least or time.perf_counter() < until:
             begin = time.perf_counter()
-            answer = await caller.post({"user_id": str(int(random.integers(USERS))), "deadline_ms": 1000, **body})
+            answer = await caller.post({"user_id": str(next(callers)), "deadline_ms": 1000, **body})
             begun += 1
             if keep:
                 sent += 1
@@ -249,7 +251,7 @@ def _complete(state: ServingState, count: int) -> bool:
 
 async def serve(loaded: Loaded, count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     app = build(loaded, inference=InstantInference())
-    rows = []
+    rows, callers = [], itertools.cycle(range(USERS))
     async with app.router.lifespan_context(app) as state:
         desk = dict(state or {})["desk"]
         async with asyncio.timeout(300):
@@ -258,7 +260,7 @@ async def serve(loaded: Loaded, count: int, options: argparse.Namespace) -> list
             await asyncio.sleep(3.0)  # warm-up and the frozen garbage collector follow
         for name, body in BODIES.items():
             for concurrency in dict.fromkeys((1, *options.concurrency)):
-                row = await closed_loop(Caller(app, dict(state or {})), body, options.seconds, concurrency)
+                row = await closed_loop(Caller(app, dict(state or {})), callers, body, options.seconds, concurrency)
                 rows.append({"items": count, "variant": name, "concurrency": concurrency, **row})
                 print(
                     f"{count:7} items  {name:6} x{concurrency:<3} p50 {row['p50_ms']:7.3f}  p99 {row['p99_ms']:7.3f} ms"

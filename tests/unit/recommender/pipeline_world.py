@@ -67,7 +67,7 @@ def row(number: int, **changes: Any) -> Row:
 class FakeIndex:
     """By user vector: items 20, 21, …; by items: the twenty after the newest seed."""
 
-    item_count: int = ITEMS
+    rows_searched: int = ITEMS
     model_version: str | None = "m1"
     has_user_space: bool = True
     error: Exception | None = None

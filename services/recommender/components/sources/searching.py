@@ -59,7 +59,7 @@ class Searcher:
         kept, key = self._kept, (seeds.tobytes(), k)
         found = kept.get(key)
         if found is None:
-            found = kept[key] = await self.run(index.item_count * len(seeds), index.by_items, seeds, k)
+            found = kept[key] = await self.run(index.rows_searched * len(seeds), index.by_items, seeds, k)
             if len(kept) > KEPT:
                 kept.popitem(last=False)
         else:

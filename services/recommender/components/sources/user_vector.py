@@ -23,4 +23,4 @@ class UserVectorSource:
         index, vector = context.snapshot.index, context.user_vector
         if index is None or vector is None:
             return no_hits()
-        return await self.searcher.run(index.item_count, index.by_user_vector, vector, k)
+        return await self.searcher.run(index.rows_searched, index.by_user_vector, vector, k)
