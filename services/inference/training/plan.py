@@ -12,7 +12,7 @@ from shared.errors import ConfigurationError
 class NextItemPlan:
     """The first phase: full (or sampled) softmax over the next item, and over the one after it (MTP)."""
 
-    epochs: int = 40
+    epochs: int = 15
     batch_rows: int = 4096
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
@@ -58,9 +58,12 @@ class TrainingPlan:
 
 
 _PRESETS: dict[str, TrainingPlan] = {
-    "small": TrainingPlan(),
+    # On MovieLens-100K, last but one event, full ranking: dropout 0 gave NDCG@10 .121, 0.1 .125, 0.2 .128, 0.3 .124
+    # (15 epochs, means of two seeds); 10 epochs .122, 30 .126; without content tokens .109; without MTP .118.
+    "small": TrainingPlan(architecture={"dropout": 0.2}),
     "moe": TrainingPlan(
         architecture={
+            "dropout": 0.2,
             "ffn": "moe",
             "n_routed_experts": 4,
             "n_shared_experts": 1,

@@ -1,0 +1,60 @@
+"""The whole job of `silkrec train`: events from the database, a trained ranker, a published folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.features.reader import FeatureReader, ItemRow
+from services.inference.model.config import ModelConfig
+from services.inference.training.content import Content
+from services.inference.training.loop import Progress, Report, train
+from services.inference.training.plan import TrainingPlan
+from services.inference.training.publish import publish
+from shared.actions import ActionTable
+from shared.contracts.manifest import ModelManifest
+from shared.errors import NotFound
+from shared.schema import Schema
+from shared.settings.roots import Settings
+from shared.storage.artifacts import ArtifactStore
+from shared.storage.database import Database
+
+_PAGE = 5000
+
+
+def run(
+    settings: Settings, reader: FeatureReader, database: Database, plan: TrainingPlan, report: Report, *, scene: str
+) -> ModelManifest:
+    """`scene`: whose weights order the slates that are measured. Raises NotFound, DatabaseUnavailable, SilkrecError."""
+    schema = settings.data
+    weights = scene_weights(schema, scene)
+    report(Progress("reading", 0.0, 0, 1, plan.max_seconds))
+    items = read_items(reader)
+    events = reader.training_events()
+    vocabulary = 1 + max([0, *(item.item_index for item in items), *events.item.tolist()])
+
+    def content(config: ModelConfig) -> Content:
+        return Content.of(
+            items, schema, vocabulary=vocabulary, width=config.content_tokens, most=config.content_vocabulary
+        )
+
+    trained = train(events, content, plan, weights, report, vocabulary=vocabulary)
+    revision = max((item.revision for item in items), default=0)
+    return publish(trained, ArtifactStore(settings.artifacts_dir()), database, schema, catalogue_version=revision)
+
+
+def read_items(reader: FeatureReader) -> list[ItemRow]:
+    """The whole catalogue, deleted items too: their rows stay theirs."""
+    items: list[ItemRow] = []
+    while True:
+        page = reader.changed_items(items[-1].revision if items else -1, _PAGE)
+        items += page
+        if not page:
+            return items
+
+
+def scene_weights(schema: Schema, scene: str) -> Mapping[int, float]:
+    """Action code to weight. Raises NotFound."""
+    if scene not in schema.scenes:
+        raise NotFound(f"there is no scene {scene!r}; silkrec.yaml declares {', '.join(schema.scenes)}")
+    actions = ActionTable.from_schema(schema)
+    return {actions.by_name[name].code: weight for name, weight in schema.scenes[scene].weights.items()}
