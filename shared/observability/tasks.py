@@ -14,6 +14,7 @@ from shared.observability.metrics import Metrics
 
 _log = get_logger(__name__)
 Sleep = Callable[[float], Awaitable[None]]
+CANCEL_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,12 @@ class TaskOwner:
         self._closed = True
         if drain_s > 0 and self._spawned:
             await asyncio.wait(set(self._spawned), timeout=drain_s)
-        tasks = [*self._loops.values(), *self._spawned]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = {*self._loops.values(), *self._spawned}
+        while pending:
+            for task in pending:
+                task.cancel()
+            # Once is not enough: redis-py 8 loses a cancellation that arrives while a connection is used or made.
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
         self._loops.clear()
 
     async def _keep(self, name: str, service: _Service) -> None:

@@ -175,3 +175,22 @@ def test_spawned_work_that_never_started_is_closed_without_a_warning() -> None:
         await owner.close()
 
     run(test)
+
+
+def test_a_loop_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    async def test() -> None:
+        started = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                started.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.Event().wait()  # as a library does that takes it for its own time-out
+
+        owner = TaskOwner()
+        owner.start("loop", work)
+        await started.wait()
+        await owner.close()
+
+    run(test)
