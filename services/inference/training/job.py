@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+
+import torch
 
 from services.features.reader import FeatureReader, ItemRow
 from services.inference.model.config import ModelConfig
@@ -25,6 +28,7 @@ def run(
     settings: Settings, reader: FeatureReader, database: Database, plan: TrainingPlan, report: Report, *, scene: str
 ) -> ModelManifest:
     """`scene`: whose weights order the slates that are measured. Raises NotFound, DatabaseUnavailable, SilkrecError."""
+    torch.set_num_threads(threads())
     schema = settings.data
     weights = scene_weights(schema, scene)
     report(Progress("reading", 0.0, 0, 1, plan.max_seconds))
@@ -40,6 +44,12 @@ def run(
     trained = train(events, content, plan, weights, report, vocabulary=vocabulary)
     revision = max((item.revision for item in items), default=0)
     return publish(trained, ArtifactStore(settings.artifacts_dir()), database, schema, catalogue_version=revision)
+
+
+def threads() -> int:
+    """Half of the usable cores, at least one. On 2 cores that a second process shares, an epoch of MovieLens-100K took
+    4.6 CPU seconds with one thread and 20 with two, which spin at each of a thousand barriers a step."""
+    return max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2) // 2)
 
 
 def read_items(reader: FeatureReader) -> list[ItemRow]:
