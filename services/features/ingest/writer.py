@@ -5,6 +5,7 @@ Statements are counted by the group, not by the event: 2,000 events are about a 
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,6 @@ from services.features.online.store import Addition
 from services.features.reading.history import MICROSECONDS, history_codes
 from services.features.users.sql import upsert
 from shared.actions import ActionTable
-from shared.contracts.history import pack
 from shared.errors import Overloaded
 from shared.storage.database import Database
 from shared.storage.tables import events, item_daily, user_state
@@ -27,6 +27,7 @@ from shared.storage.tables import events, item_daily, user_state
 # SQLite takes 32,766 parameters a statement, and MySQL's optimiser ranges of this many.
 CHUNK = 1000
 ATTEMPTS = 5
+_HISTORY_ROW = struct.Struct("<ibq")  # shared.contracts.history.HISTORY_ROW
 
 
 def commit_events(database: Database, rows: Sequence[EventRow], actions: ActionTable, now_us: int) -> WriteResult:
@@ -156,10 +157,11 @@ def _raise_revisions(connection: Connection, changed: Mapping[str, object], now_
 
 def _addition(user_key: str, revision: int, rows: list[EventRow], indexes: Mapping[str, int]) -> Addition:
     rows = sorted(rows, key=lambda row: row.occurred_at_us)  # stable: equal times keep the order of event_seq
-    packed = pack(
-        [indexes[row.item_id] for row in rows if row.item_id is not None],
-        [row.action for row in rows],
-        [row.occurred_at_us // MICROSECONDS for row in rows],
+    # Most additions are one row, for which numpy's set-up is ten times the work.
+    packed = b"".join(
+        _HISTORY_ROW.pack(indexes[row.item_id], row.action, row.occurred_at_us // MICROSECONDS)
+        for row in rows
+        if row.item_id is not None
     )
     first, last = rows[0], rows[-1]
     return Addition(user_key, revision, packed, first.occurred_at_us, last.occurred_at_us, last.event_id)

@@ -31,21 +31,14 @@ PATIENCE_S = 20.0
 NOW_S = int(time.time()) - 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """`http` speaks to its routes, `reader` reads as the recommender does, `redis` looks behind the scenes."""
+@dataclass(frozen=True)
+class Stores:
+    """`reader` reads as the recommender does, `redis` looks behind the scenes."""
 
-    http: httpx.AsyncClient
     reader: FeatureReader
     redis: Redis
     database: Database
     actions: ActionTable
-
-    async def send(self, *events: dict[str, Any], **body: Any) -> dict[str, Any]:
-        answer = await self.http.post("/v1/events", json={"events": list(events), **body})
-        assert answer.status_code == 202, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
 
     async def items_read(self, user_key: str) -> list[str]:
         """The history as the next request would see it, oldest first, by item id."""
@@ -66,18 +59,37 @@ class Service:
         return [known[index] for index in history.rows["item"].tolist()]
 
 
+@dataclass(frozen=True)
+class Service(Stores):
+    """`http` speaks to the routes."""
+
+    http: httpx.AsyncClient
+
+    async def send(self, *events: dict[str, Any], **body: Any) -> dict[str, Any]:
+        answer = await self.http.post("/v1/events", json={"events": list(events), **body})
+        assert answer.status_code == 202, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
 @contextlib.asynccontextmanager
-async def service(loaded: Loaded, database: Database) -> AsyncIterator[Service]:
+async def stores(loaded: Loaded, database: Database) -> AsyncIterator[Stores]:
+    """Without the service: nothing runs in the background."""
     settings = loaded.settings
     actions = ActionTable.from_schema(settings.data)
     redis = redis_factory.connect(settings.redis_url(), RedisSettings(), timeout_ms=1000)
     reader = FeatureReader(database, redis, settings.features, actions)
-    async with running(features.build(loaded)) as http:
-        try:
-            yield Service(http, reader, redis, database, actions)
-        finally:
-            await reader.close()
-            await redis.aclose(close_connection_pool=True)
+    try:
+        yield Stores(reader, redis, database, actions)
+    finally:
+        await reader.close()
+        await redis.aclose(close_connection_pool=True)
+
+
+@contextlib.asynccontextmanager
+async def service(loaded: Loaded, database: Database) -> AsyncIterator[Service]:
+    async with stores(loaded, database) as own, running(features.build(loaded)) as http:
+        yield Service(own.reader, own.redis, database, own.actions, http)
 
 
 def run(loaded: Loaded, database: Database, test: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
