@@ -37,7 +37,7 @@ def clear_marks(connection: Connection, marks: Sequence[Mark]) -> None:
     for chunk in _chunks(sorted(marks, key=lambda mark: mark.user_key)):
         state = tuple_(user_state.c.user_key, user_state.c.revision, user_state.c.dirty_since_us)
         same = state.in_([(mark.user_key, mark.revision, mark.dirty_since_us) for mark in chunk])
-        # The keys once more by themselves: MariaDB derives no range from a row comparison.
+        # The keys once more by themselves: for the comparison of rows alone SQLite scans the table.
         named = user_state.c.user_key.in_([mark.user_key for mark in chunk])
         connection.execute(update(user_state).where(named, same).values(dirty_since_us=None))
 
