@@ -95,6 +95,8 @@ def all_(
 def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigurationError when the address cannot be had."""
     settings = loaded.settings
+    # Before numpy is imported: products of a request are small, and OpenBLAS's helpers took its CPU from 6.1 to 9.2 ms.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.configure(settings.log, service=service.name, state=settings.state)
     if supervised:
         _end_with_stdin()

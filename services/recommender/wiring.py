@@ -144,7 +144,10 @@ def _open_stores(settings: Settings, inference: InferenceClient | None, stack: c
     stack.push_async_callback(redis_write.aclose, close_connection_pool=True)
     reader = FeatureReader(database, redis, settings.features, ActionTable.from_schema(settings.data))
     stack.push_async_callback(reader.close)
-    inference = inference or GrpcInferenceClient(settings.inference_targets())
+    key = settings.recommender.inference_key
+    inference = inference or GrpcInferenceClient(
+        settings.inference_targets(), key=None if key is None else key.get_secret_value()
+    )
     stack.push_async_callback(inference.close)
     artifacts = ArtifactStore(settings.artifacts_dir())
     return _Stores(database, redis, redis_write, reader, inference, artifacts, KeyCache(database))

@@ -72,6 +72,9 @@ class RecommenderSettings(Group):
         "", description="where writing routes are forwarded, so that one URL serves everything; empty: not forwarded"
     )
     inference_targets: tuple[str, ...] = Field((), description="gRPC targets; empty: the Unix socket under state_dir")
+    inference_key: SecretStr | None = Field(
+        None, description="a server key, for gRPC targets on TCP once keys exist; the Unix socket asks for none"
+    )
     deadline_ms: int = Field(68, ge=5, le=1000)
     reserve_ms: float = Field(
         6.0, ge=0, description="kept back for the answer itself: JSON, journal, socket, a busy scheduler"
@@ -119,7 +122,7 @@ class InferenceSettings(Group):
     device: str = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     threads: int = Field(
-        0, ge=0, description="torch intra-op threads; 0: the fastest of 1, 2, 4, … cores, measured at warm-up"
+        0, ge=0, description="torch intra-op threads; 0: half of the usable cores, at least one"
     )
     max_sequence_length: int = Field(2048, ge=8)
     dynamic_batching: DynamicBatchingSettings = DynamicBatchingSettings()

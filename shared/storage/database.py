@@ -142,6 +142,7 @@ def _sqlite_engine(path: str | None, settings: DatabaseSettings) -> Engine:
     if not path or path == ":memory:":
         raise ConfigurationError("database.url: SQLite needs a file, because several processes share it")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).touch(mode=0o600)  # it holds what users did; SQLite gives its journals the same mode
     engine = create_engine(f"sqlite:///{path}", pool_size=settings.pool_size, max_overflow=0, **_JSON)
 
     @event.listens_for(engine, "connect")
