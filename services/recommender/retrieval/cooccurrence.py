@@ -59,7 +59,13 @@ class Cooccurrence:
     def vectors(
         self, events: EventColumns, actions: ActionTable, size: int, advance: Advance = lambda _share: None
     ) -> Float32:
-        """[size, dim] by item_index, each of length 1; zero rows for items that never stood beside another.
+        """[size, dim] by item_index, each of length 1; zero rows for items that never stood beside another."""
+        return self._factors(self.association(events, actions, size, advance))
+
+    def association(
+        self, events: EventColumns, actions: ActionTable, size: int, advance: Advance = lambda _share: None
+    ) -> Matrix:
+        """[size, size] max(0, log(p(a, b) / (p(a) p'(b)))) with p'(b) ~ count(b)^smoothing.
 
         Events whose action is negative are left out: a dislike says nothing about what the item goes with. So are
         items at `size` and beyond.
@@ -67,7 +73,14 @@ class Cooccurrence:
         kept = _liked(actions)[np.clip(events.action, 0, _CODES - 1)]
         kept &= (np.asarray(events.item) >= 0) & (np.asarray(events.item) < size)
         counts = self._counts(np.asarray(events.user)[kept], np.asarray(events.item)[kept], size, advance)
-        return self._factors(self._ppmi(counts))
+        row = np.asarray(counts.sum(axis=1), np.float64).ravel()
+        context = row**self.smoothing
+        pairs = counts.tocoo()
+        a, b = pairs.coords
+        expected = row[a] * context[b] / max(context.sum(), 1e-30)
+        value = np.log(np.maximum(pairs.data, 1e-30) / np.maximum(expected, 1e-30))
+        positive = value > 0
+        return _matrix(value[positive].astype(np.float32), a[positive], b[positive], size)
 
     def _counts(self, user: npt.NDArray[Any], item: npt.NDArray[Any], size: int, advance: Advance) -> Matrix:
         """Symmetric counts; a pair at distance d counts 1/sqrt(d)."""
@@ -80,17 +93,6 @@ class Cooccurrence:
                 total = _strongest(total, self.max_pairs)
             advance(end / len(user))
         return _sum(total, csr_array(total.T))
-
-    def _ppmi(self, counts: Matrix) -> Matrix:
-        """max(0, log(p(a, b) / (p(a) p'(b)))) with p'(b) ~ count(b)^smoothing."""
-        row = np.asarray(counts.sum(axis=1), np.float64).ravel()
-        context = row**self.smoothing
-        pairs = counts.tocoo()
-        a, b = pairs.coords
-        expected = row[a] * context[b] / max(context.sum(), 1e-30)
-        value = np.log(np.maximum(pairs.data, 1e-30) / np.maximum(expected, 1e-30))
-        positive = value > 0
-        return _matrix(value[positive].astype(np.float32), a[positive], b[positive], counts.shape[0])
 
     def _factors(self, matrix: Matrix) -> Float32:
         size = matrix.shape[0]

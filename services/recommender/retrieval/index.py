@@ -1,7 +1,9 @@
 """An open index folder: both spaces, searched with numpy in and numpy out. FAISS: https://faiss.ai.
 
-    manifest.json  user.faiss  item.faiss  item_index.npy ([n] int32, rising: row -> item_index)  item_vectors.npy
-    ([n, D])
+    manifest.json  user.faiss  item.faiss  item_index.npy ([n] int32, rising: row -> item_index)
+    item_vectors.npy ([n, D])  seed_index.npy ([s] int32, rising)  seed_vectors.npy ([s, D])
+
+Seeds are never found, only started from (`stock.py`); a folder without the two files has none.
 
 Files are mapped, not read, where FAISS can (IVF lists; item_vectors by numpy), so processes of a host share one copy.
 FAISS gives up the interpreter lock while it searches; 1,682 items cost about 0.05 ms, so the event loop may search
@@ -10,6 +12,7 @@ itself below ~50,000 items and should use a thread above (`benchmarks/retrieval.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,31 @@ import numpy as np
 import numpy.typing as npt
 
 from services.recommender.retrieval.hits import Hits, no_hits
-from shared.contracts.history import Float32, Int32, Int64
+from shared.contracts.history import Bool, Float32, Int32, Int64
 from shared.contracts.manifest import IndexManifest, Space
 from shared.errors import ArtifactError
 from shared.storage.artifacts import ArtifactStore
 
 USER_FILE, ITEM_FILE = "user.faiss", "item.faiss"
 ROWS_FILE, VECTORS_FILE = "item_index.npy", "item_vectors.npy"
+SEED_ROWS_FILE, SEED_VECTORS_FILE = "seed_index.npy", "seed_vectors.npy"
 RECENCY_DECAY = 0.85
 _NEIGHBOURS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """`rows [n]` rising item_index, `values [n, D]` of the item space."""
+
+    rows: Int32
+    values: Float32
+
+    def positions(self, item_index: npt.NDArray[Any]) -> tuple[Int64, Bool]:
+        """`(row of each, whether it is there)`."""
+        if len(self.rows) == 0:
+            return np.zeros(len(item_index), np.int64), np.zeros(len(item_index), np.bool_)
+        place = np.searchsorted(self.rows, item_index).clip(max=len(self.rows) - 1)
+        return place, self.rows[place] == item_index
 
 
 class RetrievalIndex:
@@ -34,15 +53,16 @@ class RetrievalIndex:
     about `rows_searched` vectors."""
 
     def __init__(
-        self, manifest: IndexManifest, rows: Int32, vectors: Float32, item_space: Any, user_space: Any | None
+        self, manifest: IndexManifest, items: _Vectors, seeds: _Vectors, item_space: Any, user_space: Any | None
     ) -> None:
         self.manifest = manifest
         self.version = manifest.version
         self.model_version = manifest.model_version
         self.catalogue_version = manifest.catalogue_version
-        self.item_count = len(rows)
-        self._rows = rows
-        self._vectors = vectors
+        self.item_count = len(items.rows)
+        self._rows = items.rows
+        self._items = items
+        self._seeds = seeds
         self._item_space = item_space
         self._user_space = user_space
         self.rows_searched = max(_rows_searched(space) for space in (item_space, user_space) if space is not None)
@@ -53,15 +73,17 @@ class RetrievalIndex:
         odd."""
         folder, manifest = store.open_folder(IndexManifest, version)
         try:
-            rows = np.load(folder / ROWS_FILE)
-            vectors = np.load(folder / VECTORS_FILE, mmap_mode="r")
+            items = _open_vectors(folder, ROWS_FILE, VECTORS_FILE)
+            seeds = _Vectors(np.empty(0, np.int32), items.values[:0])
+            if SEED_ROWS_FILE in manifest.files:
+                seeds = _open_vectors(folder, SEED_ROWS_FILE, SEED_VECTORS_FILE)
             item_space = _open_space(folder, manifest.spaces["item"])
             user = manifest.spaces.get("user")
             user_space = None if user is None else _open_space(folder, user)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ArtifactError(f"{folder} cannot be opened: {error}; build the index again") from None
-        _check(folder, rows, vectors, [space for space in (item_space, user_space) if space is not None])
-        return cls(manifest, rows, vectors, item_space, user_space)
+        _check(folder, items, seeds, [space for space in (item_space, user_space) if space is not None])
+        return cls(manifest, items, seeds, item_space, user_space)
 
     @property
     def has_user_space(self) -> bool:
@@ -73,14 +95,18 @@ class RetrievalIndex:
         return None if self._user_space is None else int(self._user_space.d)
 
     def contains(self, item_index: int) -> bool:
-        return bool(self._positions(np.array([item_index]))[1][0])
+        """Whether neighbours of this item can be told."""
+        wanted = np.array([item_index])
+        return bool(self._items.positions(wanted)[1][0] or self._seeds.positions(wanted)[1][0])
 
     def vectors(self, item_index: Int32) -> Float32:
         """[N, D] of the item space, for likeness between candidates; a zero row for what the index lacks."""
-        positions, found = self._positions(np.asarray(item_index))
-        if self.item_count == 0:
-            return np.zeros((len(positions), 0), np.float32)
-        return np.asarray(self._vectors[positions] * found[:, None], np.float32)
+        wanted = np.asarray(item_index)
+        result = np.zeros((len(wanted), self._items.values.shape[1]), np.float32)
+        for kept in (self._items, self._seeds):
+            positions, found = kept.positions(wanted)
+            result[found] = kept.values[positions[found]]
+        return result
 
     def by_user_vector(self, vector: Float32, k: int) -> Hits:
         """Inner product of `vector [D]` with the model's item vectors; no hits without a user space. Raises ValueError
@@ -105,34 +131,27 @@ class RetrievalIndex:
         negative cosines add nothing. Seeds are no hits; seeds that the index lacks are skipped, repeated ones count
         once.
         """
-        positions, found = self._positions(np.asarray(item_index))
-        seeds = positions[found]
+        wanted = np.asarray(item_index)
+        known = self._items.positions(wanted)[1] | self._seeds.positions(wanted)[1]
+        unique, first = np.unique(wanted[known], return_index=True)
+        seeds = unique[np.argsort(first)]
         if len(seeds) == 0 or k < 1:
             return no_hits()
-        unique, first = np.unique(seeds, return_index=True)
-        seeds = unique[np.argsort(first)]
         weight = RECENCY_DECAY ** np.arange(len(seeds), dtype=np.float32)
         # Twice as many as wanted in all, at least 100 each: twelve searches for 212 took 0.5 ms, for 112 0.2.
         each = max(_NEIGHBOURS, -(-2 * k // len(seeds))) + len(seeds)
-        scores, near = _search(self._item_space, np.asarray(self._vectors[seeds]), each)
+        scores, near = _search(self._item_space, self.vectors(seeds), each)
         return self._merged(near, np.maximum(scores, 0) * weight[:, None], seeds, k)
 
-    def _merged(self, near: Int64, scores: Float32, seeds: Int64, k: int) -> Hits:
+    def _merged(self, near: Int64, scores: Float32, seeds: npt.NDArray[Any], k: int) -> Hits:
         flat, amount = near.ravel(), scores.ravel()
         valid = flat >= 0
         candidates, place = np.unique(flat[valid], return_inverse=True)
         total = np.bincount(place, amount[valid], len(candidates))
-        total[np.isin(candidates, seeds)] = 0
+        total[np.isin(self._rows[candidates], seeds)] = 0
         order = np.argsort(-total, kind="stable")[:k]
         order = order[total[order] > 0]
         return Hits(self._rows[candidates[order]], total[order].astype(np.float32))
-
-    def _positions(self, item_index: npt.NDArray[Any]) -> tuple[Int64, npt.NDArray[np.bool_]]:
-        """`(row of each, whether it is there)`; rows rise by item_index."""
-        if self.item_count == 0:
-            return np.zeros(len(item_index), np.int64), np.zeros(len(item_index), np.bool_)
-        place = np.searchsorted(self._rows, item_index).clip(max=self.item_count - 1)
-        return place, self._rows[place] == item_index
 
 
 def _search(space: Any, queries: Float32, k: int) -> tuple[Float32, Int64]:
@@ -164,7 +183,15 @@ def _open_space(folder: Path, space: Space) -> Any:
     return index
 
 
-def _check(folder: Path, rows: Int32, vectors: Float32, spaces: list[Any]) -> None:
-    agree = rows.ndim == 1 and vectors.ndim == 2 and all(space.ntotal == len(rows) for space in spaces)
-    if not agree or vectors.shape != (len(rows), spaces[0].d) or (np.diff(rows) <= 0).any():
+def _open_vectors(folder: Path, rows_file: str, vectors_file: str) -> _Vectors:
+    values = np.load(folder / vectors_file, mmap_mode="r")
+    return _Vectors(np.load(folder / rows_file), values)
+
+
+def _check(folder: Path, items: _Vectors, seeds: _Vectors, spaces: list[Any]) -> None:
+    agree = all(space.ntotal == len(items.rows) for space in spaces)
+    for kept in (items, seeds):
+        agree = agree and kept.rows.ndim == 1 and kept.values.shape == (len(kept.rows), spaces[0].d)
+        agree = agree and not (np.diff(kept.rows) <= 0).any()
+    if not agree:
         raise ArtifactError(f"the files of {folder} do not belong together; build the index again")
