@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from pathlib import Path
 
@@ -263,6 +264,32 @@ def test_what_was_accepted_while_redis_was_dead_is_healed_when_it_is_back(
                 return held is not None and suite.names(held) == ["i1", "i2"] and marked is None
 
             await until(healed, "the sweeper wrote the history and cleared the mark")
+
+        run(settings_factory(**{"redis.url": own.url}), database, test)
+
+
+def test_a_hung_redis_holds_an_answer_up_by_its_time_out_at_most(
+    database: Database, settings_factory: SettingsFactory, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path / "redis") as own:
+
+        async def test(suite: Service) -> None:
+            await suite.send(event(0))
+            own.send(signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                answers = await asyncio.gather(*(suite.send(event(number)) for number in range(1, 20)))
+                took = [time.monotonic() - began]
+                for number in range(20, 30):
+                    began = time.monotonic()
+                    answers.append(await suite.send(event(number)))
+                    took.append(time.monotonic() - began)
+            finally:
+                own.send(signal.SIGCONT)
+            assert {answer["accepted"] for answer in answers} == {1}
+            # The time-out is 0.25 s, and a busy machine is slow by itself.
+            assert max(took) < 1.5
+            assert sorted(took)[len(took) // 2] < 0.25, "most groups do not ask Redis at all"
 
         run(settings_factory(**{"redis.url": own.url}), database, test)
 
