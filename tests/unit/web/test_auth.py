@@ -132,7 +132,7 @@ def test_without_keys_loopback_may_be_bound(host: str) -> None:
     check_binding(host, has_keys=False)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
 def test_without_keys_nothing_else_may_be_bound(host: str) -> None:
     with pytest.raises(ConfigurationError, match="silkrec keys create"):
         check_binding(host, has_keys=False)
