@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from services.features.bulk.events import EventColumns
 from services.features.ingest.rows import DAY_US
@@ -26,9 +26,6 @@ from shared.actions import ActionTable
 from shared.storage.tables import events, item_daily, user_state
 
 CHUNK = 1000
-_ALWAYS = (
-    "event_id", "occurred_day", "user_key", "item_index", "action", "event_value", "occurred_at_us", "received_at_us",
-)  # fmt: skip
 _OPTIONAL = ("session_id", "recommendation_id", "position", "impression", "properties")
 _NO_ITEM = -1
 
@@ -72,7 +69,7 @@ def known(connection: Connection, event_ids: Sequence[str], days: npt.NDArray[np
     for start in range(0, len(event_ids), CHUNK):
         chunk = event_ids[start : start + CHUNK]
         found = select(events.c.event_id, events.c.occurred_day).where(events.c.event_id.in_(chunk))
-        seen.update((row.event_id, row.occurred_day) for row in connection.execute(found))
+        seen.update((event_id, day) for event_id, day in connection.execute(found).all())
     verdicts = np.zeros(len(event_ids), bool)
     for place, identity in enumerate(zip(event_ids, days.tolist(), strict=True)):
         if identity in seen:
@@ -116,10 +113,10 @@ def _store(
 
 def _insert(connection: Connection, columns: dict[str, Iterable[Any]]) -> None:
     """As tuples: SQLAlchemy's way through a dictionary a row takes as long as SQLite itself."""
-    compiled = insert(events).compile(dialect=connection.dialect, column_keys=list(columns))
-    order = compiled.positiontup or list(columns)
-    rows = list(zip(*(columns[name] for name in order), strict=True))
-    connection.exec_driver_sql(str(compiled), rows)
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    marks = ", ".join([mark] * len(columns))
+    statement = f"INSERT INTO {events.name} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  (our own names)
+    connection.exec_driver_sql(statement, list(zip(*columns.values(), strict=True)))
 
 
 def _count_days(
