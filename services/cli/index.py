@@ -1,109 +1,152 @@
-"""`silkrec index build|list`."""
+"""`silkrec index build|list`: the FAISS indexes that slates are retrieved from."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from redis.asyncio import Redis
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from services.cli.context import load_shipped, opened, say_json
+from services.cli.context import load, opened, say_json
 from services.features.reader import FeatureReader
+from services.recommender.retrieval.build import RECALL_GOAL, IndexBuilder, Model, Tell
+from services.recommender.retrieval.registry import register
+from services.recommender.retrieval.stock import read_stock
 from shared.actions import ActionTable
-from shared.contracts.manifest import IndexManifest, ModelManifest
-from shared.errors import NotFound
+from shared.contracts.manifest import Deployment, IndexManifest
+from shared.settings.roots import Settings
 from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
-from shared.storage.redis import connect
 
-app = typer.Typer(no_args_is_help=True, help="Retrieval indexes: FAISS over item vectors.")
+app = typer.Typer(no_args_is_help=True, help="Indexes: build them from behaviour or from a model.")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+ACTIVE, NONE = "active", "none"
 
 
 @app.command()
 def build(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="A model's version; newest, active, or none: behaviour alone.")] = "newest",
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A model's version, `active` (the active release's, if it has one) or `none`."),
+    ] = ACTIVE,
+    recall: Annotated[
+        float, typer.Option("--recall", min=0.5, max=1.0, help="Share of the exact 100 best that a search must find.")
+    ] = RECALL_GOAL,
     as_json: AsJson = False,
 ) -> None:
-    """Builds an index of the whole catalogue and publishes it. Then: `silkrec releases promote`."""
-    from services.recommender.retrieval.build import build as build_index
-
-    loaded = load_shipped(ctx)
-    settings = loaded.settings
-    store, actions = ArtifactStore(settings.artifacts_dir()), ActionTable.from_schema(settings.data)
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), TaskProgressColumn())
-    with opened(loaded) as database, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
-        chosen = _model(model, store, database)
-        redis = connect(settings.redis_url(), settings.redis, timeout_ms=settings.redis.read_timeout_ms)
-        reader = FeatureReader(database, redis, settings.features, actions)
-        task = bar.add_task("reading", total=1.0)
-        manifest = build_index(
-            reader,
-            store,
-            database,
-            actions,
-            model_version=chosen,
-            advance=lambda phase, share: bar.update(task, description=phase, completed=share),
-        )
-        bar.update(task, description="done", completed=1.0)
+    """Builds an index of what can be recommended now, as a new immutable folder. Serving starts with `releases
+    promote`."""
+    loaded = load(ctx)
+    settings, actions = loaded.settings, ActionTable.from_schema(loaded.settings.data)
+    with opened(loaded) as database, _told() as tell:
+        store = ArtifactStore(settings.artifacts_dir())
+        chosen = _chosen_model(database, store, model)
+        reader = _reader(settings, database, actions)
+        tell("events", 0.0)
+        # Events first: whatever they name is then in the catalogue that is read after them.
+        events = reader.training_events()
+        tell("events", 1.0)
+        stock = read_stock(reader, time.time_ns() // 1000)
+        builder = IndexBuilder(store, actions, recall, tell=tell)
+        manifest = builder.build(events, stock, chosen)
+        database.transact(lambda connection: register(connection, manifest))
     if as_json:
-        say_json({"index_version": manifest.version, **_row(manifest)})
+        say_json(_row(manifest))
         return
-    console = Console()
-    console.print(f"[bold]{manifest.version}[/bold]: {manifest.spaces['item'].count} items. Next:")
-    release = f"--model {chosen} " if chosen else ""
-    console.print(f"silkrec releases promote {release}--index {manifest.version}", highlight=False)
+    spaces = ", ".join(
+        f"{name} {space.kind} (recall@100 {space.recall_at_100:.3f})" for name, space in _spaces(manifest)
+    )
+    from_model = f"model {manifest.model_version}" if manifest.model_version else "behaviour alone"
+    console = Console(highlight=False)
+    console.print(f"[bold]{manifest.version}[/bold]: {manifest.spaces['item'].count} items from {from_model}; {spaces}")
+    if left_out := int(manifest.metrics["items_without_vector"]):
+        console.print(f"{left_out} items are left out: nothing places them yet (no events, no row in the model).")
+    console.print(f"Serve it with: silkrec releases promote --index {manifest.version}", soft_wrap=True)
 
 
 @app.command("list")
 def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Published indexes, newest first."""
-    store = ArtifactStore(load_shipped(ctx).settings.artifacts_dir())
+    """The published indexes of this host, newest first."""
+    loaded = load(ctx)
+    store = ArtifactStore(loaded.settings.artifacts_dir())
+    with opened(loaded) as database:
+        active = _active(database)
+    now = None if active is None else active.release.index_version
     manifests = [store.manifest(IndexManifest, version) for version in reversed(store.versions(IndexManifest))]
     if as_json:
-        say_json({"indexes": [{"index_version": manifest.version, **_row(manifest)} for manifest in manifests]})
+        say_json({"indexes": [{**_row(manifest), "active": manifest.version == now} for manifest in manifests]})
         return
-    table = Table("Index", "Model", "Items", "Kind", "Recall@100", "Made")
+    if not manifests:
+        typer.echo(f"There is no index in {store.root}; build one with `silkrec index build`.")
+        return
+    table = Table("Index", "Created", "Items", "Model", "Item space", "User space", "Active")
     for manifest in manifests:
-        space = manifest.spaces.get("user") or manifest.spaces["item"]
-        made = manifest.created_at.strftime("%Y-%m-%d %H:%M:%S")
+        spaces = {name: f"{space.kind}, {space.recall_at_100:.3f}" for name, space in _spaces(manifest)}
         table.add_row(
             manifest.version,
+            f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
+            str(manifest.spaces["item"].count),
             manifest.model_version or "",
-            str(space.count),
-            space.kind,
-            f"{space.recall_at_100:.3f}",
-            made,
+            spaces["item"],
+            spaces.get("user", ""),
+            "yes" if manifest.version == now else "",
         )
     Console().print(table)
 
 
-def _row(manifest: IndexManifest) -> dict[str, object]:
+def _chosen_model(database: Database, store: ArtifactStore, wanted: str) -> Model | None:
+    if wanted == ACTIVE:
+        active = _active(database)
+        version = None if active is None else active.release.model_version
+    else:
+        version = None if wanted == NONE else wanted
+    return None if version is None else Model.open(store, version)
+
+
+def _active(database: Database) -> Deployment | None:
+    with database.read() as connection:
+        return deployments.active(connection)
+
+
+def _reader(settings: Settings, database: Database, actions: ActionTable) -> FeatureReader:
+    # What is read here comes from the database alone; the client never connects.
+    return FeatureReader(database, Redis.from_url(settings.redis_url()), settings.features, actions)
+
+
+def _spaces(manifest: IndexManifest) -> Iterator[tuple[str, Any]]:
+    yield from sorted(manifest.spaces.items())
+
+
+def _row(manifest: IndexManifest) -> dict[str, Any]:
     return {
+        "index_version": manifest.version,
         "model_version": manifest.model_version,
-        "catalogue_version": manifest.catalogue_version,
         "created_at": manifest.created_at.isoformat(),
-        "spaces": {name: space.model_dump() for name, space in manifest.spaces.items()},
+        "catalogue_version": manifest.catalogue_version,
+        "items": manifest.spaces["item"].count,
+        "spaces": {name: space.model_dump(mode="json") for name, space in _spaces(manifest)},
+        "metrics": manifest.metrics,
     }
 
 
-def _model(wanted: str, store: ArtifactStore, database: Database) -> str | None:
-    """Raises NotFound."""
-    published = store.versions(ModelManifest)
-    if wanted == "none":
-        return None
-    if wanted == "newest":
-        return published[-1] if published else None
-    if wanted == "active":
-        with database.read() as connection:
-            active = deployments.active(connection)
-        if active is None or active.release.model_version is None:
-            raise NotFound("no model is promoted yet; `--model newest` takes the last one trained, none does without")
-        return active.release.model_version
-    if wanted not in published:
-        raise NotFound(f"there is no model {wanted!r}; published: {', '.join(published[-5:]) or 'none'}")
-    return wanted
+@contextmanager
+def _told() -> Iterator[Tell]:
+    """A bar a phase on stderr, so that stdout stays for the result."""
+    columns = (TextColumn("  {task.description:<12}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(phase: str, share: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=1.0)
+            progress.update(tasks[phase], completed=share)
+
+        yield tell

@@ -141,8 +141,13 @@ def _mysql_engine(url: str, settings: DatabaseSettings) -> Engine:
 def _sqlite_engine(path: str | None, settings: DatabaseSettings) -> Engine:
     if not path or path == ":memory:":
         raise ConfigurationError("database.url: SQLite needs a file, because several processes share it")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).touch(mode=0o600)  # it holds what users did; SQLite gives its journals the same mode
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch(mode=0o600)  # it holds what users did; SQLite gives its journals the same mode
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be made ({error.strerror}); set SILKREC_STATE_DIR to a folder that can be written"
+        ) from None
     engine = create_engine(f"sqlite:///{path}", pool_size=settings.pool_size, max_overflow=0, **_JSON)
 
     @event.listens_for(engine, "connect")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -282,7 +283,7 @@ def test_with_both_stores_hung_the_view_is_empty_and_in_time(tmp_path: Path) -> 
 def test_with_a_dead_database_what_redis_holds_is_used_and_the_miss_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     database = Database(f"sqlite:///{folder / 'x.db'}", DatabaseSettings())
-    folder.rmdir()
+    shutil.rmtree(folder)
     reading = Reading(database)
     reading.redis.hold(KEY, history(2, 1, 2, 3), PROFILE)
 
