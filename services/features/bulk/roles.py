@@ -24,7 +24,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "event_type": (
         "event_type", "eventtype", "event", "event_name", "action_type", "action", "interaction_type", "interaction",
-        "behavior_type", "behaviour_type", "behavior", "behaviour", "type", "verb",
+        "behavior_type", "behaviour_type", "behavior", "behaviour", "type", "verb", "kind",
     ),
     "event_value": (
         "event_value", "value", "rating", "stars", "score", "overall", "rate", "watch_time", "play_time",
