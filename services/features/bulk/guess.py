@@ -42,7 +42,7 @@ def guess(path: Path, observed: Observed, mapped: Mapping[str, str], kind: Kind 
             raise ValidationFailed(
                 f"--map {name}={column}: there is no such column in {path} (columns found: {', '.join(names)})"
             )
-    chosen = kind or _kind(path, names, mapped)
+    chosen = kind or _kind(path, observed, mapped)
     found = Guess(chosen, dict(mapped), dict.fromkeys(mapped, "by --map"))
     if chosen == "events":
         _events(path, observed, found)
@@ -66,7 +66,8 @@ def looks_like_rating(column: Column) -> bool:
     return named or (few and column.lowest >= 0 and 1 < column.highest <= _STARS_MAX)
 
 
-def _kind(path: Path, names: list[str], mapped: Mapping[str, str]) -> Kind:
+def _kind(path: Path, observed: Observed, mapped: Mapping[str, str]) -> Kind:
+    names = list(observed.columns)
     has = {name: name in mapped or guess_column(name, names) is not None for name in NAMES}
     user = has["user_id"] or has["visitor_id"]
     about_users = any(word in snake(path.stem) for word in _USER_WORDS)
@@ -74,8 +75,9 @@ def _kind(path: Path, names: list[str], mapped: Mapping[str, str]) -> Kind:
         return "events"
     if about_users and (user or has["item_id"]):
         return "users"
-    if user and has["occurred_at"] and len(names) > 2 and not has["item_id"]:
-        return "events"  # whose item has yet to be found
+    who = mapped.get("user_id") or guess_column("user_id", names) or guess_column("visitor_id", names)
+    if who in observed.columns and observed.columns[who].repeats and not has["item_id"]:
+        return "events"  # of a profile there is one a user; the column of the items has yet to be found
     if has["item_id"]:
         return "items"
     if user:

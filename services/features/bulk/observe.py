@@ -30,7 +30,7 @@ _ISO_DAY = re.compile(r"^\d{4}-\d\d-\d\d")
 @dataclass
 class Column:
     """Counts are rows. `values`: how often each distinct one came, while there are at most DISTINCT_MAX; `many` once
-    there were more. `lowest`, `highest` of the numbers."""
+    there were more; `repeats`: one of them came twice. `lowest`, `highest` of the numbers."""
 
     name: str
     rows: int = 0
@@ -42,6 +42,7 @@ class Column:
     objects: int = 0
     booleans: int = 0
     whole: bool = True
+    zero_led: bool = False
     lowest: float = float("inf")
     highest: float = float("-inf")
     longest: int = 0
@@ -49,10 +50,12 @@ class Column:
     separated: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
     many: bool = False
+    repeats: bool = False
 
     @property
     def is_numeric(self) -> bool:
-        return self.present > 0 and self.numeric == self.present
+        """Not codes such as 01234, which would lose their zeros."""
+        return self.present > 0 and self.numeric == self.present and not self.zero_led
 
     @property
     def is_time(self) -> bool:
@@ -183,6 +186,7 @@ def _add_times(column: Column, array: pa.Array) -> None:
 def _add_texts(column: Column, array: pa.Array) -> None:
     if pa.types.is_boolean(array.type) or not pa.types.is_string(array.type):
         array = array.cast(pa.string())
+    column.zero_led = column.zero_led or bool(pc.any(pc.match_substring_regex(array, "^0[0-9]")).as_py())
     lengths = pc.utf8_length(array)
     column.longest = max(column.longest, int(pc.max(lengths).as_py() or 0))
     column.total_length += int(pc.sum(lengths).as_py() or 0)
@@ -194,6 +198,7 @@ def _add_texts(column: Column, array: pa.Array) -> None:
     if not column.many:
         for entry in pc.value_counts(array.drop_null()):
             column.values[entry["values"].as_py()] += entry["counts"].as_py()
+        column.repeats = column.repeats or column.values.total() > len(column.values)
         if len(column.values) > DISTINCT_MAX:
             column.many = True
             if column.separator is None:

@@ -7,9 +7,12 @@ rows/s). JSON Lines for the same reason by orjson. A malformed row is a `Reject`
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -74,7 +77,21 @@ def open_source(path: Path, kind: Format | None = None, *, delimiter: str | None
         raise ValidationFailed(f"{path} is empty")
     if chosen == "parquet":
         return ParquetSource.open(path)
-    return JsonLinesSource.open(path) if chosen == "jsonl" else CsvSource.open(path, delimiter, quotes)
+    with _readable(path):
+        return JsonLinesSource.open(path) if chosen == "jsonl" else CsvSource.open(path, delimiter, quotes)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the standard library says of a file that is not what its name promises."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValidationFailed(f"{path} is not UTF-8; convert it: iconv -f latin1 -t utf-8 {path}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise ValidationFailed(f"{path} is no whole gzip file; fetch it again") from None
+    except OSError as error:
+        raise ValidationFailed(f"{path} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -108,7 +125,8 @@ class CsvSource:
             try:
                 next(reader)
                 while True:
-                    taken = list(islice(reader, batch_rows))
+                    with _readable(self.path):
+                        taken = list(islice(reader, batch_rows))
                     if not taken:
                         return
                     cells = [line for line in taken if line]
@@ -116,11 +134,6 @@ class CsvSource:
                     if row > after_row:
                         skipped = max(0, after_row - first + 1)
                         yield _csv_chunk(cells[skipped:], first + skipped, width, dict(zip(names, places, strict=True)))
-            except UnicodeDecodeError:
-                raise ValidationFailed(
-                    f"{self.path}: behind line {reader.line_num} it is not UTF-8; "
-                    f"convert it: iconv -f latin1 -t utf-8 {self.path}"
-                ) from None
             except csv.Error as error:
                 raise ValidationFailed(
                     f"{self.path}: line {reader.line_num}: {error}; is a quote never closed? "
@@ -216,7 +229,8 @@ class JsonLinesSource:
         row = 0
         with _bytes_of(self.path) as file:
             while True:
-                taken = list(islice(file, batch_rows))
+                with _readable(self.path):
+                    taken = list(islice(file, batch_rows))
                 if not taken:
                     return
                 lines = [line for line in taken if not line.isspace()]
@@ -242,7 +256,7 @@ def _json_chunk(lines: list[bytes], first: int, names: Sequence[str]) -> Chunk:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        parsed = orjson.loads(line)
+        parsed = orjson.loads(line.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError:
         return None
     return parsed if isinstance(parsed, dict) else None

@@ -27,6 +27,7 @@ FACTORS = {"s": 1_000_000, "ms": 1000, "us": 1}
 _SECONDS_BELOW, _MILLISECONDS_BELOW = 1e11, 1e14
 LAST_US = 253_402_300_799_999_999
 """The end of the year 9999."""
+_EXACT_DIGITS = 18
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d)?(\.\d+)?\s?([Zz]|UTC|[+-]\d\d:?\d\d)?)?", re.ASCII)
 
@@ -153,10 +154,12 @@ def _text_us(text: str, unit: TimeUnit) -> int | None:
         return parse_time(f"{day}T{clock or '00:00'}{seconds or ':00'}{fraction or ''}{offset}")
     if unit == "auto" or re.fullmatch(_NUMBER, text) is None:
         return None
-    try:
-        return round(float(text) * FACTORS[unit]) if "." in text or "e" in text.lower() else int(text) * FACTORS[unit]
-    except OverflowError:
-        return None
+    if text.isdigit() and len(text) <= _EXACT_DIGITS:
+        us = int(text) * FACTORS[unit]
+    else:
+        counted = float(text) * FACTORS[unit]
+        us = round(counted) if abs(counted) <= LAST_US else LAST_US + 1
+    return us if abs(us) <= LAST_US else None
 
 
 def decide_unit(array: pa.Array) -> Literal["s", "ms", "us"]:
