@@ -247,18 +247,21 @@ class FrontEnd:
         assert not self.failures, self.failures[:3]
 
     def _ask(self) -> None:
-        dice = random.Random(11)
-        connection = http.client.HTTPConnection(self._address, timeout=20)
-        while not self._stop.is_set():
-            body = json.dumps({"user_id": f"u{dice.randrange(USERS)}", "deadline_ms": DEADLINE_MS})
-            began = time.perf_counter()
-            try:
-                connection.request("POST", "/v1/recommend", body, {"content-type": "application/json"})
-                response = connection.getresponse()
-                content = response.read()
-            except OSError as error:
-                self.failures.append(repr(error))
-                return
-            took_ms = (time.perf_counter() - began) * 1000
-            self.answers.append(Answer(took_ms, response.status, json.loads(content)))
-            self._stop.wait(0.01)
+        with contextlib.closing(http.client.HTTPConnection(self._address, timeout=20)) as connection:
+            dice = random.Random(11)
+            while not self._stop.wait(0.01) and self._one(connection, f"u{dice.randrange(USERS)}"):
+                continue
+
+    def _one(self, connection: http.client.HTTPConnection, user_id: str) -> bool:
+        body = json.dumps({"user_id": user_id, "deadline_ms": DEADLINE_MS})
+        began = time.perf_counter()
+        try:
+            connection.request("POST", "/v1/recommend", body, {"content-type": "application/json"})
+            response = connection.getresponse()
+            content = response.read()
+        except OSError as error:
+            self.failures.append(repr(error))
+            return False
+        took_ms = (time.perf_counter() - began) * 1000
+        self.answers.append(Answer(took_ms, response.status, json.loads(content)))
+        return True

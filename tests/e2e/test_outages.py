@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.e2e.suite import DEADLINE_MS, USERS, Answer, FrontEnd, Suite, event, until
+from tests.e2e.suite import DEADLINE_MS, USERS, Answer, FrontEnd, Suite, event, until, wait_ready
 from tests.servers import MariaDB, RedisServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -96,7 +96,7 @@ def test_killed_services_come_back_and_lose_nothing_that_was_acknowledged(suite:
         served = suite.recommend("u5")["recommendation_id"]
         suite.kill(name)
         suite.until_restarted(name, before)
-        suite.until_answers(f"{suite.url}/ready")
+        wait_ready(suite)
         suite.until_stored(served)
         assert {row["event_id"] for row in rows} <= suite.event_ids("u5")
     until(lambda: whole(suite), "full service")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -57,22 +58,25 @@ def _send(url: str, user_ids: Sequence[str]) -> Latency:
 def _lane(url: str, user_ids: Sequence[str]) -> Latency:
     """One connection. http.client and not httpx: the client shares the two cores with what it measures."""
     latency = Latency()
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
-    for user_id in user_ids:
-        body = json.dumps({"user_id": user_id, "count": 10})
-        began = time.perf_counter()
-        try:
-            connection.request("POST", "/v1/recommend", body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            content = answer.read()
-        except OSError:
-            latency.failures += 1
-            connection.close()
-            continue
-        latency.took_ms.append((time.perf_counter() - began) * 1000)
-        if answer.status != http.client.OK:
-            latency.failures += 1
-            continue
-        latency.degraded.update(f"{row['stage']}: {row['cause']}" for row in json.loads(content)["degraded_stages"])
-    connection.close()
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)) as connection:
+        for user_id in user_ids:
+            _call(connection, user_id, latency)
     return latency
+
+
+def _call(connection: http.client.HTTPConnection, user_id: str, latency: Latency) -> None:
+    body = json.dumps({"user_id": user_id, "count": 10})
+    began = time.perf_counter()
+    try:
+        connection.request("POST", "/v1/recommend", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+    except OSError:
+        latency.failures += 1
+        connection.close()
+        return
+    latency.took_ms.append((time.perf_counter() - began) * 1000)
+    if answer.status != http.client.OK:
+        latency.failures += 1
+        return
+    latency.degraded.update(f"{row['stage']}: {row['cause']}" for row in json.loads(content)["degraded_stages"])
