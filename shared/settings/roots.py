@@ -121,9 +121,7 @@ class InferenceSettings(Group):
     grpc_port: int = Field(8083, ge=-1, le=65535, description="TCP door beside the Unix socket; -1: closed")
     device: str = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    threads: int = Field(
-        0, ge=0, description="torch intra-op threads; 0: half of the usable cores, at least one"
-    )
+    threads: int = Field(0, ge=0, description="torch intra-op threads; 0: half of the usable cores, at least one")
     max_sequence_length: int = Field(2048, ge=8)
     dynamic_batching: DynamicBatchingSettings = DynamicBatchingSettings()
     refresh_s: float = Field(1.0, gt=0, le=5)
