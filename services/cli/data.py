@@ -57,7 +57,7 @@ def import_(
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Go on where the last run over this file stopped, or anew.")
     ] = True,
-    batch_rows: Annotated[int, typer.Option("--batch-rows", min=0, help="A transaction; 0: 10,000 events.")] = 0,
+    batch_rows: Annotated[int, typer.Option("--batch-rows", min=0, help="A transaction; 0: 20,000 events.")] = 0,
     id_prefix: Annotated[str, typer.Option("--id-prefix", help="Of event ids made here.")] = ID_PREFIX,
     format_: Annotated[Literal["csv", "parquet", "jsonl"] | None, typer.Option("--format")] = None,
     delimiter: Annotated[

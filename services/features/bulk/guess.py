@@ -76,7 +76,7 @@ def _kind(path: Path, observed: Observed, mapped: Mapping[str, str]) -> Kind:
     if about_users and (user or has["item_id"]):
         return "users"
     who = mapped.get("user_id") or guess_column("user_id", names) or guess_column("visitor_id", names)
-    if who in observed.columns and observed.columns[who].repeats and not has["item_id"]:
+    if who is not None and who in observed.columns and observed.columns[who].repeats and not has["item_id"]:
         return "events"  # of a profile there is one a user; the column of the items has yet to be found
     if has["item_id"]:
         return "items"

@@ -110,7 +110,12 @@ class CsvSource:
             raise ValidationFailed(f"--delimiter {delimiter!r}: give one character")
         found = delimiter or max(DELIMITERS, key=head.count)
         columns = [name.strip() for name in next(csv.reader([head], **_dialect(found, quotes)), [])]
-        if any(not name for name in columns) or len(set(columns)) < len(columns) or any(map(_is_number, columns)):
+        if (
+            not columns
+            or any(not name for name in columns)
+            or len(set(columns)) < len(columns)
+            or any(map(_is_number, columns))
+        ):
             line = head.strip()[:_EXCERPT]
             raise ValidationFailed(
                 f"{path}: its first line must name the columns, each once; it is {line!a}. Put such a line on top"

@@ -21,13 +21,19 @@ from services.features.ingest.rows import DAY_US
 from services.features.ingest.writer import lock_users
 from services.features.items.allocate import ensure_items
 from services.features.reading.history import history_codes
-from services.features.users.sql import upsert
 from shared.actions import ActionTable
-from shared.storage.tables import events, item_daily, user_state
+from shared.storage.tables import events, user_state
 
 CHUNK = 1000
 _OPTIONAL = ("session_id", "recommendation_id", "position", "impression", "properties")
 _NO_ITEM = -1
+_COUNT = {
+    True: "INSERT INTO item_daily (occurred_day, item_index, action, events) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (occurred_day, item_index, action) DO UPDATE SET events = item_daily.events + excluded.events",
+    False: "INSERT INTO item_daily (occurred_day, item_index, action, events) VALUES (%s, %s, %s, %s) "
+    "ON DUPLICATE KEY UPDATE events = item_daily.events + VALUES(events)",
+}
+"""By whether it is SQLite. Rows that are there already are counted up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ def known(connection: Connection, event_ids: Sequence[str], days: npt.NDArray[np
         found = select(events.c.event_id, events.c.occurred_day).where(events.c.event_id.in_(chunk))
         seen.update((event_id, day) for event_id, day in connection.execute(found).all())
     verdicts = np.zeros(len(event_ids), bool)
+    if not seen and len(set(event_ids)) == len(event_ids):
+        return verdicts
     for place, identity in enumerate(zip(event_ids, days.tolist(), strict=True)):
         if identity in seen:
             verdicts[place] = True
@@ -112,11 +120,10 @@ def _store(
 
 
 def _insert(connection: Connection, columns: dict[str, Iterable[Any]]) -> None:
-    """As tuples: SQLAlchemy's way through a dictionary a row takes as long as SQLite itself."""
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = ", ".join([mark] * len(columns))
     statement = f"INSERT INTO {events.name} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  (our own names)
-    connection.exec_driver_sql(statement, list(zip(*columns.values(), strict=True)))
+    _execute_many(connection, statement, list(columns.values()))
 
 
 def _count_days(
@@ -125,12 +132,15 @@ def _count_days(
     mine = items != _NO_ITEM
     # One number a key, in the order of the key: 22 bits of day, 31 of item_index, 7 of action.
     packed, counts = np.unique((days[mine] << 38) | (items[mine] << 7) | action[mine], return_counts=True)
-    keys = zip((packed >> 38).tolist(), (packed >> 7 & 0x7FFFFFFF).tolist(), (packed & 0x7F).tolist(), strict=True)
-    rows = [
-        {"occurred_day": day, "item_index": item, "action": code, "events": count}
-        for (day, item, code), count in zip(keys, counts.tolist(), strict=True)
-    ]
-    upsert(connection, item_daily, rows, lambda offered: {"events": item_daily.c.events + offered.events})
+    columns = (packed >> 38, packed >> 7 & 0x7FFFFFFF, packed & 0x7F, counts)
+    _execute_many(connection, _COUNT[connection.dialect.name == "sqlite"], [column.tolist() for column in columns])
+
+
+def _execute_many(connection: Connection, statement: str, columns: Sequence[Iterable[Any]]) -> None:
+    """Rows as tuples: SQLAlchemy's way through a dictionary a row takes as long as SQLite itself."""
+    rows = list(zip(*columns, strict=True))
+    if rows:
+        connection.exec_driver_sql(statement, rows)
 
 
 def _raise_revisions(connection: Connection, user_keys: Sequence[str], now_us: int) -> None:

@@ -69,6 +69,7 @@ def test_quotes_can_be_taken_as_they_are(tmp_path: Path) -> None:
         ("f.csv", b"", "is empty"),
         ("f.csv", b"1,2\n3,4\n", "its first line must name the columns"),
         ("f.csv", b"a,a\n3,4\n", "each once"),
+        ("f.csv", b"\n1,2\n", "its first line must name the columns"),
         ("f.csv", b"a,n\n\xe9,4\n", "is not UTF-8; convert it: iconv"),
         ("f.csv.gz", b"a,n\n1,4\n", "is no whole gzip file"),
         ("f.foo", b"a,n\n", "add --format csv|parquet|jsonl"),
