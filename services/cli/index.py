@@ -87,17 +87,19 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
     if not manifests:
         typer.echo(f"There is no index in {store.root}; build one with `silkrec index build`.")
         return
-    table = Table("Index", "Created", "Items", "Model", "Item space", "User space", "Active")
+    table = Table(box=None, pad_edge=False)
+    for name in ("Index", "Active", "Items", "Model", "Item space", "User space", "Created"):
+        table.add_column(name, overflow="fold", no_wrap=name == "Index")
     for manifest in manifests:
         spaces = {name: f"{space.kind}, {space.recall_at_100:.3f}" for name, space in _spaces(manifest)}
         table.add_row(
             manifest.version,
-            f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
+            "yes" if manifest.version == now else "",
             str(manifest.spaces["item"].count),
             manifest.model_version or "",
             spaces["item"],
             spaces.get("user", ""),
-            "yes" if manifest.version == now else "",
+            f"{manifest.created_at:%Y-%m-%d %H:%M}",
         )
     Console().print(table)
 

@@ -131,7 +131,9 @@ def list_(
     if not history:
         typer.echo("Nothing was promoted yet; build an index with `silkrec index build`, then promote it.")
         return
-    table = Table("No.", "Release", "Model", "Index", "Settings", "When", "By", "Note")
+    table = Table(box=None, pad_edge=False)
+    for name in ("No.", "Release", "Model", "Index", "Settings", "When", "By", "Note"):
+        table.add_column(name, overflow="fold", no_wrap=name == "Release")
     for place, made in enumerate(history):
         row = _row(made)
         shipped = "\n".join(f"{name}={value}" for name, value in sorted(made.settings.items()))
