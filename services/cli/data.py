@@ -78,10 +78,13 @@ def import_(
     )  # fmt: skip
     loaded = load(ctx)
     with _database(loaded, dry_run) as database, _bar(as_json) as bar:
-        task = bar.add_task(file.name, total=None, rate=0.0)
+        task = bar.add_task(file.name, total=None)
 
         def show(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
+            if bar.tasks[0].completed:
+                bar.update(task, completed=done, total=total)
+            else:  # rows of earlier runs are no speed of this one
+                bar.reset(task, completed=done, total=total)
 
         try:
             summary = run_import(database, loaded.settings, wanted, show)

@@ -35,6 +35,8 @@ _TEXT_FIELDS = (
 _IDENTITY = ("user_id", "visitor_id", "item_id", "event_type")
 _OWN_CHECK = ("properties", "impression")
 _SEPARATOR = "\x1f"
+_NO_TIME = "is no time: neither RFC 3339 nor seconds, milliseconds or microseconds since 1970 (--time-unit)"
+_API_ADVICE = "; send `sent_at` beside `events` to correct the client's clock"
 # RE2 compiles {0,254} of two classes into thousands of states; the same rule as a class, a length and two ends.
 _INK = ID_PATTERN[2 : ID_PATTERN.index("]")]
 _CLASS = f"^[{_INK} ]*$"
@@ -136,19 +138,19 @@ class EventReader:
     def _one_by_one(
         self, cells: _Cells, places: npt.NDArray[np.int64], received_at_us: int
     ) -> tuple[list[tuple[int, EventRow]], list[Reject]]:
-        admitted, rejects = [], []
+        admitted: list[tuple[int, EventRow]] = []
+        rejects: list[Reject] = []
         for place in places.tolist():
             row = int(cells.rows[place])
-            event, fault = cells.event(place)
-            if fault is None:
-                body = EventBody([event], 0, None, None)
-                rows, refused = self._validator.rows(body, received_at_us)
-                if rows:
-                    admitted.append((row, rows[0][1]))
-                    continue
-                fault = refused[0].code, refused[0].message.replace("; send `sent_at` beside `events` to correct"
-                                                                    " the client's clock", "")  # fmt: skip
-            rejects.append(Reject(row, *fault, cells.raw(place)))
+            event, unread = cells.event(place)
+            rows, refused = self._validator.rows(EventBody([event], 0, None, None), received_at_us)
+            if rows and not unread:
+                admitted.append((row, rows[0][1]))
+                continue
+            code, message = (refused[0].code, refused[0].message) if refused else ("invalid", "")
+            # Of a cell that could not be read we know more than the API, which knows JSON only.
+            message = next((own for name, own in unread.items() if not refused or message.startswith(name)), message)
+            rejects.append(Reject(row, code, message.replace(_API_ADVICE, ""), cells.raw(place)))
         return admitted, rejects
 
 
@@ -222,34 +224,35 @@ class _Cells:
         found = self.texts.get(name)
         return None if found is None else found.values.to_pylist()
 
-    def event(self, place: int) -> tuple[dict[str, Any], tuple[str, str] | None]:
-        """One row as POST /v1/events would get it, or why it cannot be made."""
+    def event(self, place: int) -> tuple[dict[str, Any], dict[str, str]]:
+        """One row as POST /v1/events would get it, and what to say of the cells that could not be read: those stand in
+        it as they are, and cannot pass."""
         event: dict[str, Any] = {}
+        unread: dict[str, str] = {}
+
+        def unreadable(name: str, why: str) -> None:
+            event[name] = self._arrays[name][place].as_py()
+            unread[name] = f"{name} {event[name]!r:.80} {why}"
+
         for name, text in self.texts.items():
-            if text.present[place]:
-                if not text.sound[place]:
-                    return event, ("invalid", f"{name} must be a text or a whole number")
+            if text.present[place] and text.sound[place]:
                 event[name] = text.values[place].as_py()
+            elif text.present[place]:
+                unreadable(name, "must be a text or a whole number")
         for name, number in (("event_value", self.value), ("position", self.position)):
             if number is not None and number.present[place]:
-                if not number.sound[place]:
-                    return event, ("invalid", f"{name} {self._shown(name, place)} is no number")
                 value = float(number.values[place])
                 event[name] = int(value) if name == "position" and value.is_integer() else value
+                if not number.sound[place]:
+                    unreadable(name, "is no number")
         if self.time.present[place]:
+            event["occurred_at"] = format_time(int(self.time.values[place]))
             if not self.time.sound[place]:
-                return event, (
-                    "invalid",
-                    f"occurred_at {self._shown('occurred_at', place)} is no time: neither RFC 3339 nor seconds, "
-                    "milliseconds or microseconds since 1970 (--time-unit)",
-                )
-            us = int(self.time.values[place])
-            if us < 0:
-                return event, ("invalid", "occurred_at must not be before 1970")
-            event["occurred_at"] = format_time(us)
-        return event, self._add_objects(event, place)
+                unreadable("occurred_at", _NO_TIME)
+        self._add_objects(event, place)
+        return event, unread
 
-    def _add_objects(self, event: dict[str, Any], place: int) -> tuple[str, str] | None:
+    def _add_objects(self, event: dict[str, Any], place: int) -> None:
         single = {}
         for name, column in self._plan.columns.items():
             cell = _python(self._chunk.columns[column], place)
@@ -262,15 +265,9 @@ class _Cells:
             for name, text in self._plan.constants.items()
             if name.startswith("properties.")
         }
-        if single:
-            whole = event.get("properties") or {}
-            if not isinstance(whole, dict):
-                return "invalid", "properties must be a JSON object"
+        whole = event.get("properties") or {}
+        if single and isinstance(whole, dict):  # the validator has its say on anything else
             event["properties"] = {**whole, **single}
-        return None
-
-    def _shown(self, name: str, place: int) -> str:
-        return repr(self._arrays[name][place].as_py())[:80]
 
     def raw(self, place: int) -> dict[str, Any]:
         return {column: _python(self._chunk.columns[column], place) for column in self._plan.columns.values()}

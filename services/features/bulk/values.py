@@ -25,8 +25,8 @@ TimeUnit = Literal["auto", "s", "ms", "us"]
 FACTORS = {"s": 1_000_000, "ms": 1000, "us": 1}
 # 1e11 s is the year 5138 and 1e11 ms March 1973; 1e14 ms is the year 5138 and 1e14 us March 1973.
 _SECONDS_BELOW, _MILLISECONDS_BELOW = 1e11, 1e14
-LAST_US = 253_402_300_799_999_999
-"""The end of the year 9999."""
+FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""The years 1 to 9999."""
 _EXACT_DIGITS = 18
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d)?(\.\d+)?\s?([Zz]|UTC|[+-]\d\d:?\d\d)?)?", re.ASCII)
@@ -178,7 +178,7 @@ def show_us(us: int) -> str:
 
 
 def _in_range(us: npt.NDArray[np.int64], present: Bools, sound: Bools) -> Numbers:
-    fits = sound & (np.abs(us) <= LAST_US)
+    fits = sound & (us >= FIRST_US) & (us <= LAST_US)
     return Numbers(np.where(fits, us, 0), present, fits)
 
 

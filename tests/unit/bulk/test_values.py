@@ -97,6 +97,8 @@ def test_numbers_are_read_as_the_api_would_take_them(column: Any, values: list[f
         ("soon", None),
         ("9" * 40, None),
         ("1e40", None),
+        ("-90000000000", None),
+        ("-1", "1969-12-31T23:59:59.000000Z"),
     ],
 )
 def test_times_are_read_and_what_is_none_is_not_guessed(text: str, expected: str | None) -> None:
