@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
-from services.features.bulk.events import EventColumns, EventReader
+from services.features.bulk.event_cells import EventColumns
+from services.features.bulk.events import EventReader
 from services.features.bulk.plan import Plan
 from services.features.bulk.records import RecordReader, decide_units
 from services.features.bulk.rejects import Reject

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select
 
 from services.features.bulk.batches import DELETED, Batch, Done
-from services.features.bulk.events import EventColumns
+from services.features.bulk.event_cells import EventColumns
 from services.features.bulk.rejects import Reject
 from services.features.bulk.write import CHUNK, known
 from services.features.ingest.rows import DAY_US

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import orjson
 from sqlalchemy import Connection, Row, func, select, update
 
-from services.features.bulk.events import EventColumns
+from services.features.bulk.event_cells import EventColumns
 from services.features.ingest.rows import DAY_US
 from services.features.ingest.writer import lock_users
 from services.features.items.allocate import ensure_items

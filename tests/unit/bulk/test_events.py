@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.features.bulk.events import EventColumns, EventReader
+from services.features.bulk.event_cells import EventColumns
+from services.features.bulk.events import EventReader
 from services.features.bulk.plan import EVENT_FIELDS, Plan
 from services.features.bulk.sources import Chunk
 from services.features.ingest.rows import EventRow
