@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
+from services.cli.releases import lock
 from services.recommender.retrieval.index import ITEM_FILE
-from shared.contracts.manifest import IndexManifest, ModelManifest
+from shared.contracts.manifest import IndexManifest, ModelManifest, Release
 from shared.storage import deployments
 from shared.storage.database import Database
 from shared.storage.tables import deployments as deployments_table
@@ -144,3 +146,16 @@ def test_two_promotions_at_once_both_count(place: Command) -> None:
     newest, older = place.run("releases", "list")["deployments"]
     assert newest["settings"] == {"recommender.candidates": 300, "recommender.per_source": 50}
     assert len(older["settings"]) == 1
+
+
+def test_a_promotion_waits_for_the_one_before_it_and_keeps_its_settings(place: Command) -> None:
+    release = Release(release="first", model_version=None, index_version="i-alone")
+    with place.database.write() as connection:
+        lock(connection)
+        later = place.start("releases", "promote", "--index", "i-alone", "--setting", "recommender.per_source=50")
+        with pytest.raises(subprocess.TimeoutExpired):
+            later.communicate(timeout=4)
+        settings = {"recommender.candidates": 300}
+        deployments.promote(connection, release, settings=settings, actor="test")
+    said, _ = later.communicate(timeout=120)
+    assert json.loads(said)["settings"] == {"recommender.candidates": 300, "recommender.per_source": 50}
