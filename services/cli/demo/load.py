@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-CALLS, CONCURRENCY, WARM_UP = 500, 4, 60
+CALLS, CONCURRENCY, WARM_UP = 500, 4, 200
 DEADLINE_MS = 68.0
 TIMEOUT_S = 10.0
 SEED = 2026

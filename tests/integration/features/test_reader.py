@@ -201,6 +201,34 @@ def test_daily_actions_are_the_same_whatever_the_page(database: Database) -> Non
             )
     with database.read() as connection:
         for page in (1, 5, 24, 100):
-            daily = read_daily_actions(connection, page)
+            daily = read_daily_actions(connection, None, page)
             assert list(zip(daily.occurred_day, daily.item_index, daily.action, strict=True)) == rows
             assert daily.events.tolist() == list(range(len(rows)))
+
+
+def test_daily_actions_read_again_are_the_same_object_until_a_day_changed(database: Database) -> None:
+    def put(day: int, item: int, count: int) -> None:
+        with database.write() as connection:
+            connection.execute(
+                item_daily.insert().values(occurred_day=day, item_index=item, action=CLICK, events=count)
+            )
+
+    def told(before: Any = None) -> Any:
+        with database.read() as connection:
+            return read_daily_actions(connection, before)
+
+    for day in range(3):
+        put(day, 7, day + 1)
+    first = told()
+    assert told(first) is first
+    put(1, 3, 5)
+    with database.write() as connection:
+        connection.execute(item_daily.update().where(item_daily.c.occurred_day == 2).values(events=9))
+        connection.execute(item_daily.delete().where(item_daily.c.occurred_day == 0))
+    second = told(first)
+    whole = told()
+    for name in ("occurred_day", "item_index", "action", "events"):
+        assert getattr(second, name).tolist() == getattr(whole, name).tolist()
+        assert getattr(second, name).dtype == getattr(whole, name).dtype
+    assert second.events.tolist() == [5, 2, 9]
+    assert told(second) is second
