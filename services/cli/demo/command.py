@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -201,7 +203,8 @@ def _how_to_call(console: Console, place: Place, api: Api) -> None:
     body = '{"user_id": "97", "count": 5, "return_properties": ["title"]}'
     console.print(f"API {api.url}/v1 · document {api.url}/openapi.json · metrics {api.url}/metrics")
     console.print(f"curl -s {api.url}/v1/recommend -H 'content-type: application/json' -d '{body}'", soft_wrap=True)
-    console.print(f"silkrec -c {place.folder / 'silkrec.yaml'} releases list", soft_wrap=True)
+    command = [sys.argv[0], "-c", str(place.folder / "silkrec.yaml"), "releases", "list"]
+    console.print(shlex.join(command), soft_wrap=True)
 
 
 @contextlib.contextmanager

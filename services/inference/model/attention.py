@@ -17,7 +17,8 @@ from torch.nn import functional
 from services.inference.model.batch import PackedBatch
 
 _PADDED_FILL = 0.75
-"""Share of real rows above which padding beats a loop. Measured on 2 cores, d 64: see benchmarks/LOG.md, model."""
+"""Share of real rows from which on the padded product is taken. Training's buckets lie above it (0.83 to 1.0 on
+MovieLens-100K), serving's mixed batches below."""
 
 
 @dataclass(frozen=True, slots=True)

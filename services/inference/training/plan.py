@@ -58,8 +58,9 @@ class TrainingPlan:
 
 
 _PRESETS: dict[str, TrainingPlan] = {
-    # On MovieLens-100K, last but one event, full ranking: dropout 0 gave NDCG@10 .121, 0.1 .125, 0.2 .128, 0.3 .124
-    # (15 epochs, means of two seeds); 10 epochs .122, 30 .126; without content tokens .109; without MTP .118.
+    # On MovieLens-100K, last but one event, full ranking, NDCG@10 over one to three seeds: dropout 0 gave .121, 0.1
+    # .125, 0.2 .124 to .130, 0.3 .123 to .131; 10 epochs .118 to .126, 30 .126 to .129; without content tokens .109;
+    # without MTP .118 (benchmarks/LOG.md).
     "small": TrainingPlan(architecture={"dropout": 0.2}),
     "moe": TrainingPlan(
         architecture={
