@@ -33,7 +33,8 @@ def command(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the events, if time allows.")] = None,
     scene: Annotated[str | None, typer.Option(help="Whose weights order what is measured; the first one.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed, data and machine give the same model.")] = 0,
-    progress_file: Annotated[Path | None, typer.Option(help="Append progress there as JSON lines.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda…; inference.device of the settings.")] = None,
+    progress_file: Annotated[Path | None, typer.Option(help="Progress as JSON lines, rewritten by each run.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Trains the ranker and publishes it. Then: `silkrec index build`, `silkrec releases promote`."""
@@ -48,7 +49,7 @@ def command(
     with opened(loaded) as database, _told(progress_file, quiet=as_json) as report:
         reader = _reader(settings, database)
         began = time.monotonic()
-        manifest = job.run(settings, reader, database, plan, report, scene=chosen)
+        manifest = job.run(settings, reader, database, plan, report, scene=chosen, device=device)
         took_s = time.monotonic() - began
     if as_json:
         say_json(_result(manifest, took_s))
@@ -94,7 +95,8 @@ class _Told:
 
     def __call__(self, progress: Any) -> None:
         now = time.monotonic()
-        if progress.phase == self._phase and now - self._last < _TELL_EVERY_S:
+        soon = progress.phase == self._phase and now - self._last < _TELL_EVERY_S
+        if soon and progress.done < progress.total:
             return
         if progress.phase != self._phase:
             self._task = self.bar.add_task(progress.phase, total=progress.total)
@@ -107,6 +109,9 @@ class _Told:
 
 @contextlib.contextmanager
 def _told(file: Path | None, *, quiet: bool) -> Iterator[Callable[[Any], None]]:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")  # what another run left there is no progress of this one
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         yield _Told(bar, file)

@@ -15,7 +15,7 @@ from services.inference.training.plan import TrainingPlan
 from services.inference.training.publish import publish
 from shared.actions import ActionTable
 from shared.contracts.manifest import ModelManifest
-from shared.errors import NotFound
+from shared.errors import ConfigurationError, NotFound
 from shared.schema import Schema
 from shared.settings.roots import Settings
 from shared.storage.artifacts import ArtifactStore
@@ -25,10 +25,21 @@ _PAGE = 5000
 
 
 def run(
-    settings: Settings, reader: FeatureReader, database: Database, plan: TrainingPlan, report: Report, *, scene: str
+    settings: Settings,
+    reader: FeatureReader,
+    database: Database,
+    plan: TrainingPlan,
+    report: Report,
+    *,
+    scene: str,
+    device: str | None = None,
 ) -> ModelManifest:
-    """`scene`: whose weights order the slates that are measured. Raises NotFound, DatabaseUnavailable, SilkrecError."""
+    """`scene`: whose weights order the slates that are measured; `device`: inference.device of the settings.
+
+    Raises ConfigurationError, NotFound, DatabaseUnavailable, SilkrecError.
+    """
     torch.set_num_threads(threads())
+    where = usable_device(device or settings.inference.device)
     schema = settings.data
     weights = scene_weights(schema, scene)
     report(Progress("reading", 0.0, 0, 1, plan.max_seconds))
@@ -41,9 +52,19 @@ def run(
             items, schema, vocabulary=vocabulary, width=config.content_tokens, most=config.content_vocabulary
         )
 
-    trained = train(events, content, plan, weights, report, vocabulary=vocabulary)
+    trained = train(events, content, plan, weights, report, vocabulary=vocabulary, device=where)
     revision = max((item.revision for item in items), default=0)
     return publish(trained, ArtifactStore(settings.artifacts_dir()), database, schema, catalogue_version=revision)
+
+
+def usable_device(name: str) -> torch.device:
+    """`auto`: cuda where there is one. Raises ConfigurationError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"torch cannot train on {name!r} here ({error})") from None
 
 
 def threads() -> int:

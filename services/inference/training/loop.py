@@ -40,7 +40,7 @@ MEASURED_USERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`eta_s` is to the end of all training, measuring left out."""
+    """`eta_s` is to the end of all training, measuring left out; `metrics` are known at the very end."""
 
     phase: str
     epoch: float
@@ -48,6 +48,7 @@ class Progress:
     total: int
     eta_s: float
     loss: float | None = None
+    metrics: Mapping[str, float] | None = None
 
 
 Report = Callable[[Progress], None]
@@ -114,8 +115,9 @@ def train(
         report=watch.of("ranking", per_epoch_ranking, 0.0),
     )
     seconds = clock() - began
-    report(Progress("measuring", first.done / per_epoch, 1, 1, 0.0))
+    report(Progress("measuring", first.done / per_epoch, 0, 1, 0.0))
     metrics = measure(ranker, data, weights, vocabulary)
+    report(Progress("measuring", first.done / per_epoch, 1, 1, 0.0, metrics=metrics))
     return Trained(ranker, tokens, actions, first.done / per_epoch, seconds, metrics)
 
 

@@ -19,7 +19,7 @@ from services.inference.training.loop import Progress
 from services.inference.training.publish import TOKENS
 from shared.actions import ActionTable
 from shared.contracts.manifest import ModelManifest
-from shared.errors import NotFound
+from shared.errors import ConfigurationError, NotFound
 from shared.settings.roots import Settings
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
@@ -101,3 +101,10 @@ def test_an_unknown_scene_is_named_before_anything_is_read(
 ) -> None:
     with pytest.raises(NotFound, match="home"):
         train(settings_factory().settings, database, [], scene="nowhere")
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_read() -> None:
+    assert job.usable_device("cpu").type == "cpu"
+    assert job.usable_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(ConfigurationError, match="'abacus'"):
+        job.usable_device("abacus")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from services.inference.model.mla import MultiHeadLatentAttention
 from services.inference.model.moe import DeepseekMoE, Gate
 from services.inference.model.mtp import MultiTokenPrediction
 from services.inference.model.ranker import Ranker
+from shared.contracts.manifest import ModelManifest
 from shared.errors import ArtifactError, ConfigurationError
 from shared.storage.artifacts import ArtifactStore
 from tests.inference_models import TINY, TINY_MOE, publish
@@ -201,6 +203,37 @@ def test_a_folder_whose_manifest_does_not_fit_its_weights_is_refused(tmp_path: P
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError):
         checkpoint.load(path.parent)
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _garbage(content: bytes) -> bytes:
+    return b"no tensors" * 10
+
+
+def _one_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [_cut, _garbage])
+def test_weights_that_are_no_whole_file_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    publish(ArtifactStore(tmp_path), "m-1")
+    weights = tmp_path / "models" / "m-1" / checkpoint.WEIGHTS
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ArtifactError, match="does not fit"):
+        checkpoint.load(weights.parent)
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.ITEM_VECTORS])
+def test_a_single_wrong_bit_is_found_by_the_folders_checksums(tmp_path: Path, name: str) -> None:
+    store = ArtifactStore(tmp_path)
+    publish(store, "m-1")
+    damaged = tmp_path / "models" / "m-1" / name
+    damaged.write_bytes(_one_bit(damaged.read_bytes()))
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.open_folder(ModelManifest, "m-1")
 
 
 def test_an_architecture_that_cannot_work_is_refused_by_name() -> None:

@@ -53,6 +53,7 @@ def test_what_repeats_is_learnt_and_beats_popularity_by_far() -> None:
     assert trained.actions == (1, 2)
     assert {row.phase for row in told} == {"next item", "ranking", "measuring"}
     assert all(row.eta_s <= PLAN.max_seconds for row in told)
+    assert [row.metrics for row in told if row.metrics is not None] == [metrics] == [told[-1].metrics]
 
 
 def test_training_never_reads_the_event_that_it_is_measured_on() -> None:
