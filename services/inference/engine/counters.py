@@ -33,6 +33,18 @@ class Histogram:
 
 
 @dataclass(slots=True)
+class CacheCounters:
+    """Rows are history events. `stale_rejects`: histories that differed from what was cached before its end."""
+
+    device_hit_rows: int = 0
+    host_hit_rows: int = 0
+    built_rows: int = 0
+    stale_rejects: int = 0
+    evictions: int = 0
+    host_evictions: int = 0
+
+
+@dataclass(slots=True)
 class EngineCounters:
     """Written by the executor's thread and, for submissions, under its lock; read without a lock, each value whole."""
 
