@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from services.inference.model.attention import Layout
 from services.inference.model.batch import PackedBatch, RankerOutput
-from services.inference.model.config import ModelConfig
+from services.inference.model.config import DecoderConfig, ModelConfig
 from services.inference.model.embedding import (
     CANDIDATE,
     FIRST,
@@ -33,7 +33,7 @@ from services.inference.model.moe import DeepseekMoE, Gate
 class Block(nn.Module):
     """Pre-norm; `layer` decides between dense and mixture (`config.is_moe_layer`)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.self_attn = MultiHeadLatentAttention(config)
@@ -100,7 +100,8 @@ class Ranker(nn.Module):
     def states(self, batch: PackedBatch, layout: Layout, table: Tensor) -> Tensor:
         """[T + C, d] after the last layer and before the final norm: history rows, then candidates."""
         x = self.dropout(self._embed(batch, layout, table))
-        rotary = rotary_table(layout.position, self.config.qk_rope_head_dim, self.config.rope_theta)
+        config = self.config
+        rotary = rotary_table(layout.position, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
         for layer in self.layers:
             x = layer(x, rotary, layout)
         hidden: Tensor = x
@@ -118,6 +119,9 @@ class Ranker(nn.Module):
         counts = batch.candidate_offset[1:] - batch.candidate_offset[:-1]
         request = torch.arange(batch.requests, device=counts.device)
         return request.repeat_interleave(counts, output_size=layout.candidate_start[-1])
+
+    def blocks(self) -> list[Block]:
+        return [block for block in self.layers if isinstance(block, Block)]
 
     def gates(self) -> list[Gate]:
         return [module for module in self.modules() if isinstance(module, Gate)]

@@ -19,6 +19,8 @@ EXTRA_ITEMS = 16_384
 class Ops(Protocol):
     """The arithmetic of a layer. `TorchOps` documents the calls."""
 
+    def stage(self, step: Step, store: LatentStore) -> Step: ...
+
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]: ...
 
     def attention(
@@ -37,7 +39,7 @@ class ServingRanker:
         config = self.config = ranker.config
         self.dtype, self.device, self.ops = dtype, device, ops
         ranker = ranker.to(device).eval().requires_grad_(False)
-        self.layers = [PackedLayer.of(block, dtype) for block in ranker.layers]
+        self.layers = [PackedLayer.of(block, dtype) for block in ranker.blocks()]
         table = ranker.items.table()
         extra = table[-1:].expand(EXTRA_ITEMS, -1)
         self.table = torch.cat((table, extra)).to(dtype)
@@ -71,7 +73,7 @@ class ServingRanker:
         self.table[row] = vector.to(self.dtype)
 
     def forward(self, step: Step, store: LatentStore) -> StepOutput:
-        """Writes the new rows' latents and the finished histories' states to `store`. `step` lies on `device`."""
+        """Writes the new rows' latents and the finished histories' states to `store`. `step` was staged."""
         rows = self._rows(step, store).float()
         user = self._user(step, rows, store)
         count = step.owner.shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -64,16 +64,6 @@ class Step:
     fresh_keep: Tensor
     fresh_page: Tensor
 
-    def to(self, device: torch.device | str) -> Step:
-        """One copy for all columns: they travel in one pinned buffer."""
-        if torch.device(device).type == "cpu":
-            return self
-        names = [field.name for field in fields(self) if field.name != "segments"]
-        columns = [getattr(self, name) for name in names]
-        joined = torch.cat(columns).pin_memory().to(device, non_blocking=True)
-        parts = torch.split(joined, [len(column) for column in columns])
-        return replace(self, **dict(zip(names, parts, strict=True)))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepOutput:
@@ -85,15 +75,20 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentStore:
-    """`latent` [layers, pages, page_rows, rank + rope]; `state` [pages, d] float32: the final state of a history's last
-    row, kept at its first page. Zeroed once: what a page held before is masked, and must be finite for that."""
+    """`latent` [layers, pages + 1, page_rows, rank + rope]; `state` [pages + 1, d] float32: the final state of a
+    history's last row, kept at its first page. The page behind the last takes what nobody wants. Zeroed once: what a
+    page held before is masked, and must be finite for that."""
 
     latent: Tensor
     state: Tensor
 
     @property
     def pages(self) -> int:
-        return self.latent.shape[1]
+        return self.latent.shape[1] - 1
+
+    @property
+    def trash_page(self) -> int:
+        return self.pages
 
     @property
     def page_rows(self) -> int:
@@ -108,6 +103,6 @@ class LatentStore:
         cls, layers: int, pages: int, page_rows: int, width: int, d_model: int, dtype: torch.dtype, device: torch.device
     ) -> LatentStore:
         return cls(
-            torch.zeros((layers, pages, page_rows, width), dtype=dtype, device=device),
-            torch.zeros((pages, d_model), dtype=torch.float32, device=device),
+            torch.zeros((layers, pages + 1, page_rows, width), dtype=dtype, device=device),
+            torch.zeros((pages + 1, d_model), dtype=torch.float32, device=device),
         )

@@ -8,6 +8,7 @@ latent space instead), which is cheaper where a request has few query rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,14 @@ class TorchOps:
 
     def __init__(self) -> None:
         self.absorb_below = 1 << 30
+
+    def stage(self, step: Step, store: LatentStore) -> Step:
+        """The step where the store is."""
+        device = store.latent.device
+        if device.type == "cpu":
+            return step
+        moved = {f.name: getattr(step, f.name).to(device) for f in fields(step) if f.name != "segments"}
+        return Step(segments=step.segments, **moved)
 
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """x + delta, and its RMSNorm."""
@@ -114,7 +123,7 @@ class TorchOps:
             if rows.stop > rows.start:
                 asked = query[rows].flatten(0, 1)
                 scores = torch.matmul(asked, history.t())
-                hidden = _hidden(part)
+                hidden = _hidden(part, asked.device)
                 if hidden is not None:
                     scores.masked_fill_(hidden.repeat_interleave(layer.heads, 0), _NEVER)
                 weight = torch.softmax(scores, dim=-1)
@@ -170,12 +179,12 @@ def _parts(step: Step, page_rows: int, last: bool) -> Iterator[_Part]:
         yield _Part(slice(candidate[b], candidate[b + 1]), rows, keys, first)
 
 
-def _hidden(part: _Part) -> Tensor | None:
+def _hidden(part: _Part, device: torch.device) -> Tensor | None:
     """[rows, length], True where a row must not look: at what came after it. None: nothing did."""
     rows, length = part.rows.stop - part.rows.start, part.keys.stop - part.keys.start
     if rows == 1 and part.first == length - 1:
         return None
-    return torch.arange(length) > torch.arange(part.first, part.first + rows)[:, None]
+    return torch.arange(length, device=device) > torch.arange(part.first, part.first + rows, device=device)[:, None]
 
 
 def _weigh(scores: Tensor, itself: Tensor, values: Tensor, own: Tensor) -> Tensor:
@@ -193,7 +202,7 @@ def _weigh(scores: Tensor, itself: Tensor, values: Tensor, own: Tensor) -> Tenso
 def _causal(query: Tensor, key: Tensor, value: Tensor, part: _Part, scale: float) -> Tensor:
     """New rows [H, R, dk] over [H, L, dk]."""
     whole = part.first == 0 and query.shape[1] > 1
-    hidden = None if whole else _hidden(part)
+    hidden = None if whole else _hidden(part, query.device)
     seen = functional.scaled_dot_product_attention(
         query[None],
         key[None],
