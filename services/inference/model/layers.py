@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.inference.model.config import RopeScaling
+from services.inference.model.rope import frequencies, table_factor
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
@@ -41,11 +44,11 @@ class SwiGLU(nn.Module):
         return projected
 
 
-def rotary_table(position: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, [N, dim/2] each, of positions [N]; frequency i is theta^(-2i/dim) (Su et al. 2021)."""
-    exponent = torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim
-    angle = position.to(torch.float32)[:, None] * torch.pow(theta, -exponent)
-    return angle.cos(), angle.sin()
+def rotary_table(position: Tensor, dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
+    """cos and sin, [N, dim/2] each, of positions [N]; `rope` has the frequencies."""
+    angle = position.to(torch.float32)[:, None] * frequencies(dim, theta, scaling, position.device)
+    factor = table_factor(scaling)
+    return angle.cos() * factor, angle.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

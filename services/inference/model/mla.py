@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from services.inference.model.attention import Layout, attend
-from services.inference.model.config import ModelConfig
+from services.inference.model.config import DecoderConfig
 from services.inference.model.layers import Linear, RMSNorm, rotate
+from services.inference.model.rope import attention_scale
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -17,22 +18,23 @@ class MultiHeadLatentAttention(nn.Module):
     latent could not be absorbed into the projections.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads = config.n_heads
         self.nope, self.rope, self.v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.rank = config.kv_lora_rank
-        self.scale = config.qk_head_dim**-0.5
+        self.scale = attention_scale(config)
+        eps = config.rms_norm_eps if config.latent_norm_eps is None else config.latent_norm_eps
         width = config.n_heads * config.qk_head_dim
         if config.q_lora_rank is None:
             self.q_proj = Linear(config.d_model, width)
         else:
             self.q_a_proj = Linear(config.d_model, config.q_lora_rank)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps)
             self.q_b_proj = Linear(config.q_lora_rank, width)
         self.has_q_lora = config.q_lora_rank is not None
         self.kv_a_proj_with_mqa = Linear(config.d_model, config.kv_lora_rank + config.qk_rope_head_dim)
-        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, eps)
         self.kv_b_proj = Linear(config.kv_lora_rank, config.n_heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(config.n_heads * config.v_head_dim, config.d_model)
 
