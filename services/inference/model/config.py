@@ -100,6 +100,7 @@ class DecoderConfig:
         _require(0.0 <= self.dropout < 1.0, "dropout must lie in [0, 1)")
         if self.rope_scaling is not None:
             self.rope_scaling.validate()
+            _require(self.rope_theta > 1, f"rope_theta must be above 1 with rope_scaling, not {self.rope_theta}")
         if self.ffn == "moe":
             self._validate_experts()
         return self

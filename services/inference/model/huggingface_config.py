@@ -151,7 +151,7 @@ def _gate_v2(fields: Fields) -> dict[str, Any]:
     fields.only("scoring_func", "softmax")
     # DeepSeek's own code then normalises and leaves routed_scaling_factor out, transformers does neither.
     fields.only("norm_topk_prob", False)
-    method = fields.text("topk_method", "greedy")
+    method = fields.text("topk_method", "greedy").replace("gready", "greedy")  # as DeepSeek's code has it
     if method not in ("greedy", "group_limited_greedy"):
         raise fields.refused("topk_method", "greedy or group_limited_greedy")
     gate: dict[str, Any] = {"scoring_func": "softmax", "norm_topk_prob": False, "topk_method": method}

@@ -19,6 +19,7 @@ from torch import Tensor
 from services.inference.model import huggingface
 from services.inference.model.config import RopeScaling
 from services.inference.model.deepseek import DeepseekForCausalLM
+from services.inference.model.huggingface_config import CheckpointConfig
 from services.inference.model.moe import Gate
 from services.inference.model.rope import frequencies, table_factor
 from shared.errors import ArtifactError
@@ -76,7 +77,9 @@ def shapes(family: str, number: int) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0])},
     }
     if number // 2 % 2:
-        values["rope_parameters"] = {**YARN, "rope_theta": 1000.0, "factor": rng.choice([4.0, 40.0])}
+        factor = rng.choice([4.0, 40.0])
+        values["rope_parameters"] = {**YARN, "rope_theta": 1000.0, "factor": factor}
+        values["max_position_embeddings"] = int(factor * 8)
     if family == "V2":
         return values | {"topk_method": "greedy" if groups == 1 else "group_limited_greedy"}
     return values | {"norm_topk_prob": rng.random() < 0.5, "rope_interleave": number % 4 != 3}
@@ -150,6 +153,8 @@ def test_gates_choose_and_weigh_as_the_routers_of_transformers(family: str, tmp_
         {"beta_fast": 8.0, "beta_slow": 2.0},
         {"factor": 0.5},
         {"original_max_position_embeddings": 4096},
+        {"original_max_position_embeddings": 6},  # both ends of the ramp at pair 0
+        {"original_max_position_embeddings": 1},  # its upper end below pair 0
     ],
     ids=str,
 )
@@ -292,6 +297,93 @@ def test_a_configuration_that_is_not_supported_is_refused_by_the_fields_name(
     name = "factor" if isinstance(value, dict) and value.get("factor") == "4" else field
     with pytest.raises(ArtifactError, match=rf"config\.json.*\b{name}\b"):
         huggingface.load(folder)
+
+
+PUBLISHED = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "moe_layer_freq": 1,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "kv_lora_rank": 512,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "seq_aux": True,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "max_position_embeddings": 163840,
+}
+YARN_PUBLISHED = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
+LITE = PUBLISHED | {
+    "model_type": "deepseek_v2",
+    "first_k_dense_replace": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "q_lora_rank": None,
+    "rope_scaling": YARN_PUBLISHED | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "routed_scaling_factor": 1.0,
+    "scoring_func": "softmax",
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "vocab_size": 102400,
+}
+V3 = PUBLISHED | {
+    "model_type": "deepseek_v3",
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "rope_scaling": YARN_PUBLISHED | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "vocab_size": 129280,
+}
+
+
+@pytest.mark.parametrize(("values", "parameters"), [(LITE, 15.7e9), (V3, 671e9)], ids=["V2-Lite", "V3"])
+def test_the_published_configurations_make_models_of_the_published_size(
+    values: dict[str, Any], parameters: float
+) -> None:
+    described = CheckpointConfig.of(values, Path(huggingface.CONFIG))
+    with torch.device("meta"):
+        model = DeepseekForCausalLM(described.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=2e-3)
+    assert described.extra_layers == values.get("num_nextn_predict_layers", 0)
+
+
+def test_the_quantised_weights_of_the_published_v3_are_refused() -> None:
+    values = V3 | {"quantization_config": {"fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}}
+    with pytest.raises(ArtifactError, match="quantization_config"):
+        CheckpointConfig.of(values, Path(huggingface.CONFIG))
 
 
 def test_a_missing_q_lora_rank_is_refused_for_null_means_something(folder: Path) -> None:
