@@ -52,7 +52,7 @@ class ServingRanker:
         self._cold = ranker.cold.float()
         self._heads = ranker.heads.float()
         positions = torch.arange(config.max_history + 1, device=device)
-        cos, sin = rotary_table(positions, config.qk_rope_head_dim, config.rope_theta)
+        cos, sin = rotary_table(positions, config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
         self._rotary = torch.cat((cos, sin), dim=1).to(dtype)
 
     @property
@@ -61,8 +61,19 @@ class ServingRanker:
         return self.config.kv_lora_rank + self.config.qk_rope_head_dim
 
     def new_store(self, pages: int, page_rows: int) -> LatentStore:
+        return self._store(pages, page_rows, self.device, pinned=False)
+
+    def new_host_store(self, pages: int, page_rows: int) -> LatentStore:
+        """For pages that left the device; pinned, so that they travel at the bus's speed."""
+        return self._store(pages, page_rows, torch.device("cpu"), pinned=True)
+
+    def _store(self, pages: int, page_rows: int, device: torch.device, *, pinned: bool) -> LatentStore:
         config = self.config
-        return LatentStore.zeros(config.n_layers, pages, page_rows, self.width, config.d_model, self.dtype, self.device)
+        shape = (config.n_layers, pages + 1, page_rows, self.width)
+        return LatentStore(
+            torch.zeros(shape, dtype=self.dtype, device=device, pin_memory=pinned),
+            torch.zeros((pages + 1, config.d_model), dtype=torch.float32, device=device, pin_memory=pinned),
+        )
 
     @torch.no_grad()
     def set_content(self, row: int, tokens: list[int]) -> None:

@@ -1,5 +1,5 @@
-"""Small steps replayed as CUDA graphs: what a launch costs on the host (about 8 us a kernel, 25 kernels a layer) is paid
-once a size and not at every pass."""
+"""Small steps replayed as CUDA graphs: what a launch costs on the host (about 8 us a kernel, 25 kernels a layer) is
+paid once a size and not at every pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ _WARM_UPS = 2
 @dataclass(frozen=True, slots=True, eq=False)
 class _Captured:
     shape: Shape
-    pinned: Tensor
     buffer: Tensor
     graph: torch.cuda.CUDAGraph
     output: StepOutput
@@ -67,8 +66,10 @@ class StepGraphs:
         found = None if key is None else self._captured.get(key)
         if found is None or not _fits(needed, found.shape):
             return None
-        columns.fill(found.pinned.numpy(), found.shape)
-        found.buffer.copy_(found.pinned, non_blocking=True)
+        # Pinned memory of its own a run: the copy of the run before may still wait behind its kernels.
+        pinned = torch.empty(found.buffer.shape, dtype=torch.int32, pin_memory=True)
+        columns.fill(pinned.numpy(), found.shape)
+        found.buffer.copy_(pinned, non_blocking=True)
         found.graph.replay()
         self.replays += 1
         return StepOutput(found.output.user[: needed.requests], found.output.logits[: needed.candidates])
@@ -80,7 +81,7 @@ class StepGraphs:
         blank.fill(pinned.numpy(), shape)
         buffer = pinned.to(self._ranker.device)
         step: StagedStep = blank.step_over(buffer, shape)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream(self._ranker.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
@@ -89,7 +90,7 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             output = self._ranker.forward(step, self._store)
-        return _Captured(shape, pinned, buffer, graph, output)
+        return _Captured(shape, buffer, graph, output)
 
 
 def _bucket(needed: Shape, absorbed: bool) -> tuple[int, int, bool] | None:

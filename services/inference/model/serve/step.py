@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 Int32 = npt.NDArray[np.int32]
@@ -97,12 +96,3 @@ class LatentStore:
     @property
     def page_bytes(self) -> int:
         return self.latent[:, 0].numel() * self.latent.element_size() + self.state[0].numel() * 4
-
-    @classmethod
-    def zeros(
-        cls, layers: int, pages: int, page_rows: int, width: int, d_model: int, dtype: torch.dtype, device: torch.device
-    ) -> LatentStore:
-        return cls(
-            torch.zeros((layers, pages + 1, page_rows, width), dtype=dtype, device=device),
-            torch.zeros((pages + 1, d_model), dtype=torch.float32, device=device),
-        )

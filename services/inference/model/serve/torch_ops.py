@@ -58,7 +58,7 @@ class TorchOps:
             query, rotary = query.index_select(0, keep), rotary.index_select(0, keep)
         if layer.q_up is not None and layer.q_norm is not None:
             query = functional.linear(
-                functional.rms_norm(query, layer.q_norm.shape, layer.q_norm, layer.eps), layer.q_up
+                functional.rms_norm(query, layer.q_norm.shape, layer.q_norm, layer.latent_eps), layer.q_up
             )
         query = query.view(-1, layer.heads, query.shape[1] // layer.heads)
         _rotate_in_place(query[..., -layer.rope :], rotary)

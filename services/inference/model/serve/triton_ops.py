@@ -62,7 +62,7 @@ class TritonOps:
             query, rotary = query.index_select(0, step.keep), rotary.index_select(0, step.keep)
             limit, tile = step.keep_limit, step.last_tile
         if layer.q_up is not None and layer.q_norm is not None:
-            query = functional.rms_norm(query, layer.q_norm.shape, layer.q_norm, layer.eps)
+            query = functional.rms_norm(query, layer.q_norm.shape, layer.q_norm, layer.latent_eps)
             query = functional.linear(query, layer.q_up)
         self._rotate(layer, query, rotary)
         pages = store.latent[index].index_select(0, step.page).flatten(0, 1)
@@ -98,7 +98,7 @@ class TritonOps:
         down = projected[:, -layer.width :]
         kernels.write_latents[(rows,)](
             down, layer.kv_norm, rotary, step.slot, latent, store.latent[index], projected.stride(0), layer.rank,
-            layer.eps, HALF=half, RANK_BLOCK=triton.next_power_of_2(layer.rank),
+            layer.latent_eps, HALF=half, RANK_BLOCK=triton.next_power_of_2(layer.rank),
             HALF_BLOCK=triton.next_power_of_2(half), num_warps=2,
         )  # fmt: skip
         return latent

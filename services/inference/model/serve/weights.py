@@ -49,6 +49,7 @@ class PackedLayer:
     rank: int
     scale: float
     eps: float
+    latent_eps: float
     attention_norm: Tensor
     ffn_norm: Tensor
     kv_norm: Tensor
@@ -85,6 +86,7 @@ class PackedLayer:
             rank=mla.rank,
             scale=mla.scale,
             eps=block.input_layernorm.eps,
+            latent_eps=mla.kv_a_layernorm.eps,
             attention_norm=block.input_layernorm.weight.to(dtype),
             ffn_norm=block.post_attention_layernorm.weight.to(dtype),
             kv_norm=mla.kv_a_layernorm.weight.to(dtype),
