@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 OUTCOMES = ("scored", "trimmed", "deadline", "cancelled", "overloaded", "error")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+BATCH_ROWS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 
 
 @dataclass(slots=True)
@@ -53,9 +55,19 @@ class EngineCounters:
     candidates_scored: int = 0
     candidates_unscored: int = 0
     history_rows: int = 0
+    cache: CacheCounters = field(default_factory=CacheCounters)
     batch_size: Histogram = field(default_factory=lambda: Histogram(BATCH_SIZES))
+    batch_rows: Histogram = field(default_factory=lambda: Histogram(BATCH_ROWS))
+    """History rows computed and candidates, a batch."""
     queue_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    slack_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """What was left of a request's deadline when its batch began."""
     batch_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    predicted_ratio: Histogram = field(default_factory=lambda: Histogram(RATIOS))
+    """Actual over expected time of a batch."""
+    oom_splits: int = 0
+    """Batches that the device's memory did not hold, and that ran in halves."""
+    integrity_faults: int = 0
     batches_retried: int = 0
     late_batches: int = 0
     """Batches that took longer than the cost model's bound."""

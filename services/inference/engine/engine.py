@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,26 +15,31 @@ from typing import cast
 
 import torch
 
+from services.inference.engine.cost_store import CostStore
 from services.inference.engine.counters import EngineCounters
 from services.inference.engine.executor import Done, Executor
 from services.inference.engine.memory import keep_freed_memory
 from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
-from services.inference.engine.request import InferAnswer, InferRequest
+from services.inference.engine.request import CacheStats, InferAnswer, InferRequest, ItemContent
 from services.inference.engine.runner import ServingModel
 from services.inference.engine.scheduler import DEADLINE, BatchPolicy, Scheduler, Ticket
+from services.inference.engine.tiers import CacheOptions
 from services.inference.engine.warmup import tune_threads, warm
 from services.inference.model import checkpoint
 from shared.errors import ArtifactError, ConfigurationError, DeadlineExceeded, SilkrecError
 
+log = logging.getLogger(__name__)
 _ANSWER_S = 0.001
 """Kept back from a deadline for splitting, serialising and the socket: 0.4 ms at the median, 1 ms at p99 on 2 cores."""
+_SNAPSHOT_S = 5.0
 _LATE_S = 0.0005
 """How far a batch may overrun that before its requests are answered without it: what is left carries the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`threads` 0: measured with the first model. `device` auto: cuda where there is one."""
+    """`threads` 0: measured with the first model. `device` auto: cuda where there is one. `state_dir`: where learned
+    costs are kept over restarts."""
 
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     device: str = "auto"
@@ -41,6 +47,8 @@ class EngineOptions:
     threads: int = 0
     max_rows: int = 2048
     keep_previous_s: float = KEEP_PREVIOUS_S
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    state_dir: Path | None = None
 
 
 class Engine:
@@ -54,9 +62,15 @@ class Engine:
         """Torch's intra-op threads; 0 until they were measured."""
         self.slot = ModelSlot(clock, options.keep_previous_s)
         self._clock = clock
+        self._costs = CostStore(options.state_dir, device=self.device, precision=options.precision)
         self._waiting: dict[Ticket, asyncio.Future[InferAnswer]] = {}
         self._executor = Executor(
-            Scheduler(options.policy), self.counters, self._deliver, threads=options.threads, clock=clock
+            Scheduler(options.policy),
+            self.counters,
+            self._deliver,
+            idle=self._look_after,
+            threads=options.threads,
+            clock=clock,
         )
 
     @property
@@ -71,6 +85,27 @@ class Engine:
     def queued(self) -> int:
         return self._executor.queued
 
+    @property
+    def max_batch_size(self) -> int:
+        """Requests; lower than configured after the device's memory did not hold a batch."""
+        return self._executor.max_batch_size
+
+    @property
+    def prediction_error(self) -> float:
+        """Median relative error of the active model's predicted batch times; 0 before there is one."""
+        model = self.slot.active
+        return 0.0 if model is None else model.cost.error
+
+    def cache_stats(self) -> CacheStats:
+        caches = [model.cache for model in self.slot.models()]
+        return CacheStats(
+            users=sum(len(cache) for cache in caches),
+            device_pages=sum(cache.pool.total for cache in caches),
+            device_pages_free=sum(cache.pool.free for cache in caches),
+            host_pages=sum(cache.host.total for cache in caches),
+            host_pages_free=sum(cache.host.free for cache in caches),
+        )
+
     def start(self) -> None:
         keep_freed_memory()
         self._executor.start()
@@ -84,14 +119,16 @@ class Engine:
         Raises Overloaded, InferenceUnavailable, NotFound (version). Cancelling takes the request out of the queue."""
         model = self.slot.resolve(request.model_version)
         now = self._clock()
-        request = request.newest(model.max_rows)
+        request = request.newest(model.max_rows + 1)  # one more tells the planner that older rows fell out
         wanted = request.candidate
         if wanted is not None and len(wanted) == 0:
             return model.unscored(request, "")
+        rows, cached = model.rows_of(request)
         ticket = Ticket(
             lane=model,
             deadline=now + request.deadline_us * 1e-6 - _ANSWER_S,
-            rows=len(request.history_item),
+            rows=rows,
+            cached=cached,
             candidates=0 if wanted is None else len(wanted),
             arrived=now,
             priority=request.priority,
@@ -128,6 +165,34 @@ class Engine:
         except DeadlineExceeded as error:
             future.set_exception(error)
 
+    async def forget(self, user_key: str) -> int:
+        """History rows dropped from the caches of all loaded models."""
+
+        def drop() -> int:
+            return sum(model.cache.forget(user_key) for model in self.slot.models())
+
+        return await asyncio.wrap_future(self._executor.call(drop))
+
+    async def upsert_items(self, items: Sequence[ItemContent]) -> int:
+        """Gives items that the active model does not know their content; how many got it. An item's content is given
+        once a model: what it has already stays, and so do the states that were built with it."""
+
+        def give() -> int:
+            model = self.slot.active
+            return 0 if model is None else sum(model.upsert(item.item_index, item.tokens) for item in items)
+
+        return await asyncio.wrap_future(self._executor.call(give))
+
+    async def check_integrity(self) -> list[str]:
+        """What is wrong with the latent caches, in words."""
+        return await asyncio.wrap_future(self._executor.call(self._faults))
+
+    def save_costs(self) -> None:
+        """Blocks on the disk. Raises OSError."""
+        for model in self.slot.models():
+            snapshot = self._executor.call(model.cost.snapshot)
+            self._costs.save(model.config, snapshot.result(_SNAPSHOT_S))
+
     def load(self, folder: Path) -> ServingModel:
         """Loads beside, warms, switches. Blocks. Raises ArtifactError, or InferenceUnavailable when the engine stops;
         then nothing has changed."""
@@ -157,13 +222,35 @@ class Engine:
     def _prepare(self, folder: Path) -> ServingModel:
         loaded = checkpoint.load(folder, self.device)
         model = ServingModel(
-            loaded, device=self.device, precision=self.options.precision, max_rows=self.options.max_rows
+            loaded,
+            device=self.device,
+            precision=self.options.precision,
+            max_rows=self.options.max_rows,
+            cache=self.options.cache,
+            counters=self.counters.cache,
+            clock=self._clock,
         )
         first = self.slot.active is None
         if first and self.options.threads == 0 and self.device == "cpu":
             self.threads = tune_threads(model, self._executor)
         warm(model, self._executor)
+        self._costs.restore(model.config, model.cost)
         return model
+
+    def _faults(self) -> list[str]:
+        return [fault for model in self.slot.models() for fault in model.cache.check_integrity()]
+
+    def _look_after(self) -> None:
+        """On the device thread, when nothing is to do. A cache that contradicts itself is emptied: a score from another
+        user's history is worse than a slow one."""
+        for model in self.slot.models():
+            faults = model.cache.check_integrity()
+            if faults:
+                self.counters.integrity_faults += len(faults)
+                log.error(
+                    "the latent cache of %s is inconsistent and was emptied: %s", model.version, "; ".join(faults)
+                )
+                model.cache.reset()
 
     def _deliver(self, finished: Sequence[Done]) -> None:
         """From the device thread; one wake-up a loop."""

@@ -28,7 +28,8 @@ class CacheFull(SilkrecError):
 
 
 class Mover(Protocol):
-    """Copies whole pages with their states; blocks until the source may be written again."""
+    """Copies whole pages with their states. A source may be written again at once: whatever follows on the device
+    follows these copies."""
 
     def demote(self, device: list[int], host: list[int]) -> None: ...
 
@@ -141,6 +142,12 @@ class LatentCache:
         for key in keys:
             self._drop(key)
         return len(keys)
+
+    def reset(self) -> None:
+        """Forgets everything, pages that nobody owns any more included."""
+        self._entries.clear()
+        self._scratch = []
+        self.pool, self.host = PagePool(self.pool.total), PagePool(self.host.total)
 
     def check_integrity(self) -> list[str]:
         """What is wrong, in words; empty when every page has exactly one owner and entries are as long as they say."""

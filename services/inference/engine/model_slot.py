@@ -58,9 +58,12 @@ class ModelSlot:
             return previous
         raise NotFound(f"model version {version} is not loaded; loaded: {', '.join(self.versions())}")
 
+    def models(self) -> tuple[ServingModel, ...]:
+        """Loaded models, the active one first."""
+        return tuple(model for model in (self._active, self._previous) if model is not None)
+
     def versions(self) -> tuple[str, ...]:
-        """Loaded versions, the active one first."""
-        return tuple(model.version for model in (self._active, self._previous) if model is not None)
+        return tuple(model.version for model in self.models())
 
     def expire(self) -> bool:
         """Forgets the previous model when its time is over; True when it did."""

@@ -133,7 +133,7 @@ class _Finished:
 
     @classmethod
     def of(cls, placed: Sequence[Placement], candidates: int, row: Int64) -> _Finished:
-        keep = list(range(candidates))
+        keep: list[int] = []
         last, vector_page = [NOWHERE] * len(placed), [NOWHERE] * len(placed)
         fresh: dict[int, int] = {}  # a page's state is written once, by the last that built it
         for b, placement in enumerate(placed):
@@ -141,13 +141,14 @@ class _Finished:
                 continue
             vector_page[b] = placement.pages[0]
             if placement.first < placement.length:
-                last[b] = len(keep)
+                last[b] = candidates + len(keep)
                 keep.append(candidates + int(row[b + 1]) - 1)
                 if placement.write_from < placement.length:
                     fresh[placement.pages[0]] = last[b]
             elif placement.builder is not None:
                 last[b] = last[placement.builder]
-        return cls(*(np.asarray(x, np.int64) for x in (keep, last, vector_page, [*fresh.values()], [*fresh])))
+        kept = np.concatenate((np.arange(candidates), np.asarray(keep, np.int64)))
+        return cls(kept, *(np.asarray(x, np.int64) for x in (last, vector_page, [*fresh.values()], [*fresh])))
 
 
 def gap_buckets(seconds: Int64) -> Int64:

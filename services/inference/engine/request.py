@@ -48,6 +48,25 @@ class InferRequest:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ItemContent:
+    """Of an item that came after training: `tokens` are rows of the model's token table."""
+
+    item_index: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Of all loaded models together."""
+
+    users: int = 0
+    device_pages: int = 0
+    device_pages_free: int = 0
+    host_pages: int = 0
+    host_pages_free: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InferAnswer:
     """Encoding: `user_vector` [D]. Ranking: `scores` [N, A] (zero where not scored), `scored` [N] and, when some are

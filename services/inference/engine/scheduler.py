@@ -3,6 +3,9 @@
 Earliest deadline first inside priority classes (0 is the most urgent). A batch ends where one more request would make
 the batch late for anyone in it, or longer than `max_batch_s`: a running batch cannot be interrupted, so its length is
 what a request that arrives meanwhile waits. Names as in Triton's dynamic batcher; sizes count requests.
+
+When more waits than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
+the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from typing import Protocol
 from services.inference.engine.cost_model import Load
 from shared.errors import Overloaded
 
-DEADLINE, CANCELLED = "deadline", "cancelled"
+DEADLINE, OVERLOADED = "deadline", "overloaded"
+_BACKLOG_SHARE = 0.75
+"""Of the most patient request's time: a longer backlog is an overload. At 1 the queue hovers where every request has
+just enough time, and half of the batches hold one."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -28,7 +34,7 @@ class Predictor(Protocol):
 
     def predict(self, load: Load) -> float: ...
 
-    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float) -> int: ...
+    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float, cached: int = 0) -> int: ...
 
 
 class Lane(Protocol):
@@ -36,6 +42,10 @@ class Lane(Protocol):
 
     @property
     def cost(self) -> Predictor: ...
+
+    def rows_of(self, payload: object) -> tuple[int, int]:
+        """History rows to compute, and rows that seem to be cached."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +63,15 @@ class BatchPolicy:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One queued request. `deadline` on the engine's clock; `candidates` 0 with `trimmable` False: encode only."""
+    """One queued request. `deadline` on the engine's clock; `candidates` 0 with `trimmable` False: encode only. `rows`
+    are computed, `cached` are read; asked again when a batch is formed, for others may have filled the cache."""
 
     lane: Lane
     deadline: float
     rows: int
     candidates: int
     arrived: float
+    cached: int = 0
     priority: int = 0
     trimmable: bool = True
     payload: object = None
@@ -126,15 +138,18 @@ class Scheduler:
         waiting, self._queue = self._queue, []
         return waiting
 
-    def next(self, now: float) -> Plan:
-        """Takes what it returns out of the queue."""
+    def next(self, now: float, free_at: float | None = None) -> Plan:
+        """Takes what it returns out of the queue. `free_at`: when the device will be free, if that is later than `now`;
+        predictions begin there."""
         refused = self._take_expired(now)
+        start = now if free_at is None else max(now, free_at)
+        refused += self._take_hopeless(start)
         if not self._queue:
             return Plan(refused=tuple(refused))
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
-        batch, load = self._fill(now, refused)
+        batch, load = self._fill(start, refused)
         self._remove(placed.ticket for placed in batch)
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
 
@@ -144,16 +159,35 @@ class Scheduler:
             self._remove(late)
         return [Refused(ticket, DEADLINE) for ticket in late]
 
+    def _take_hopeless(self, start: float) -> list[Refused]:
+        """In an overload, those of the most urgent class that would be late behind a full batch. Lower classes wait for
+        what that class leaves."""
+        if len(self._queue) < 2:
+            return []
+        urgent = self._queue[0].priority
+        mine = [ticket for ticket in self._queue if ticket.priority == urgent]
+        if len(mine) < 2 or self._backlog_s(mine) <= _BACKLOG_SHARE * (mine[-1].deadline - start):
+            return []
+        short = [ticket for ticket in mine if ticket.deadline - start < self.policy.max_batch_s]
+        if not short or len(short) == len(mine):
+            return []
+        self._remove(short)
+        return [Refused(ticket, OVERLOADED) for ticket in short]
+
+    def _backlog_s(self, tickets: Iterable[Ticket]) -> float:
+        loads: dict[int, tuple[Lane, Load]] = {}
+        for ticket in tickets:
+            _, load = loads.get(id(ticket.lane), (ticket.lane, Load()))
+            loads[id(ticket.lane)] = ticket.lane, _joined(load, ticket, ticket.candidates)
+        return sum(lane.cost.predict(load) for lane, load in loads.values())
+
     def _worth_waiting_until(self, now: float) -> float | None:
         """None: go now. Waiting pays only while others are expected within the delay and nobody is made late."""
         policy = self.policy
         enough = min((policy.max_batch_size, *policy.preferred_batch_size))
         if not policy.enabled or self._gap_s > policy.max_queue_delay_s or len(self._queue) >= enough:
             return None
-        load = Load()
-        for ticket in self._queue:
-            load = load.plus(ticket.rows, ticket.candidates)
-        seconds = self._queue[0].lane.cost.predict(load)
+        seconds = self._backlog_s(self._queue)
         if seconds >= policy.max_batch_s:
             return None
         oldest = min(ticket.arrived for ticket in self._queue)
@@ -161,7 +195,7 @@ class Scheduler:
         until = min(oldest + policy.max_queue_delay_s, latest_start)
         return until if until > now else None
 
-    def _fill(self, now: float, refused: list[Refused]) -> tuple[list[Placed], Load]:
+    def _fill(self, start: float, refused: list[Refused]) -> tuple[list[Placed], Load]:
         batch: list[Placed] = []
         load = Load()
         limit = math.inf
@@ -171,7 +205,8 @@ class Scheduler:
                 break
             if batch and ticket.lane is not batch[0].ticket.lane:
                 continue  # another model: the next batch
-            count = self._share(ticket, load, min(limit, ticket.deadline) - now, now)
+            ticket.rows, ticket.cached = ticket.lane.rows_of(ticket.payload)
+            count = self._share(ticket, load, min(limit, ticket.deadline) - start, start)
             if count is None:
                 break
             if count < 0:
@@ -179,16 +214,16 @@ class Scheduler:
                 self._queue.remove(ticket)
                 continue
             batch.append(Placed(ticket, count))
-            load = load.plus(ticket.rows, count)
+            load = _joined(load, ticket, count)
             limit = min(limit, ticket.deadline)
             if count < ticket.candidates:
                 break
         return batch, load
 
-    def _share(self, ticket: Ticket, load: Load, budget_s: float, now: float) -> int | None:
+    def _share(self, ticket: Ticket, load: Load, budget_s: float, start: float) -> int | None:
         """How many candidates of the ticket join the batch; -1: it cannot be served at all; None: it goes later."""
         cost = ticket.lane.cost
-        together = cost.predict(load.plus(ticket.rows, ticket.candidates))
+        together = cost.predict(_joined(load, ticket, ticket.candidates))
         if load.requests and together > self.policy.max_batch_s:
             return None
         if together <= budget_s:
@@ -196,8 +231,8 @@ class Scheduler:
         now_count = self._trimmed(ticket, load, budget_s)
         if not load.requests:
             return now_count
-        left_s = ticket.deadline - now - cost.predict(load)
-        alone = cost.predict(Load().plus(ticket.rows, ticket.candidates))
+        left_s = ticket.deadline - start - cost.predict(load)
+        alone = cost.predict(_joined(Load(), ticket, ticket.candidates))
         later_count = ticket.candidates if alone <= left_s else self._trimmed(ticket, Load(), left_s)
         if now_count < 0 and later_count < 0:
             # Neither beside this batch nor behind it, and time only shrinks.
@@ -207,7 +242,8 @@ class Scheduler:
     def _trimmed(self, ticket: Ticket, load: Load, budget_s: float) -> int:
         if not ticket.trimmable:
             return -1
-        return ticket.lane.cost.candidates_within(load, ticket.rows, ticket.candidates, budget_s) or -1
+        count = ticket.lane.cost.candidates_within(load, ticket.rows, ticket.candidates, budget_s, ticket.cached)
+        return count or -1
 
     def _notice_arrival(self, now: float) -> None:
         # Capped, so that a night's silence is forgotten within a few arrivals.
@@ -218,3 +254,7 @@ class Scheduler:
     def _remove(self, tickets: Iterable[Ticket]) -> None:
         gone = {id(ticket) for ticket in tickets}
         self._queue = [ticket for ticket in self._queue if id(ticket) not in gone]
+
+
+def _joined(load: Load, ticket: Ticket, candidates: int) -> Load:
+    return load.plus(ticket.rows, candidates, ticket.cached)

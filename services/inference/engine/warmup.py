@@ -8,15 +8,15 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from services.inference.engine.cost_model import Load
 from services.inference.engine.executor import Executor
-from services.inference.engine.request import InferRequest, Part
+from services.inference.engine.request import InferRequest, Int32, Part
 from services.inference.engine.runner import ServingModel
 from shared.errors import ArtifactError, SilkrecError
 
@@ -26,11 +26,29 @@ _REPEATS = 3
 _TRIALS = 9
 _WORTH_A_THREAD = 0.9
 _TIMEOUT_S = 60.0
-# requests, history rows, candidates each: enough directions to tell the five costs apart.
+_COMPILE_S = 600.0
+_GRAPH_ROWS = 16_384
+_USER = "w:warm-up"
+_FEW_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A warm-up batch: requests, and of each its history rows, those of them that are cached, and candidates."""
+
+    requests: int
+    rows: int
+    candidates: int
+    cached: int = 0
+
+
+# Enough directions to tell the costs apart.
 SHAPES = (
-    *((1, 0, 0), (1, 0, 100), (1, 20, 0), (1, 200, 0), (1, 20, 100), (1, 50, 500), (1, 200, 200), (1, 200, 500)),
-    *((2, 20, 50), (4, 50, 100), (8, 10, 20), (16, 20, 0)),
+    *(Shape(1, 0, 0), Shape(1, 0, 100), Shape(1, 20, 0), Shape(1, 200, 0), Shape(1, 20, 100), Shape(1, 50, 500)),
+    *(Shape(1, 200, 200), Shape(1, 200, 500), Shape(1, 200, 200, 198), Shape(1, 200, 20, 200), Shape(1, 50, 100, 50)),
+    *(Shape(2, 20, 50), Shape(4, 50, 100), Shape(8, 10, 20), Shape(16, 20, 0), Shape(8, 100, 50, 99)),
 )
+GPU_SHAPES = (Shape(32, 200, 100), Shape(32, 200, 200, 199), Shape(64, 100, 0), Shape(16, 400, 250, 390))
 
 
 def usable_cores() -> int:
@@ -48,6 +66,7 @@ def tune_threads(model: ServingModel, executor: Executor) -> int:
     cores a model of d 64 takes 4.1 ms (p50) with one thread and 9.1 ms with two, which wait for each other. Half of the
     cores at most: the machine was idle when this was measured, and the recommender will need the others."""
     parts = [_part(model, np.random.default_rng(0), min(100, model.max_rows), 500)]
+    parts = [Part(replace(part.request, user_key=""), part.candidates) for part in parts]  # nothing cached
     best, best_s = 1, float("inf")
     threads = 1
     while threads <= max(1, usable_cores() // 2):
@@ -63,17 +82,45 @@ def tune_threads(model: ServingModel, executor: Executor) -> int:
 def warm(model: ServingModel, executor: Executor) -> None:
     """Raises ArtifactError when the model fails or gives a number that is not finite. Each run is its own visit to the
     device thread, so that requests of the present model wait for one of them at most."""
+    _wait(executor.call(functools.partial(_tune_attention, model)), model, _COMPILE_S)
+    if model.is_gpu:
+        _wait(executor.call(functools.partial(model.capture, _GRAPH_ROWS)), model, _COMPILE_S)
     for _ in range(2):
-        for parts in _batches(model):
-            _wait(executor.call(functools.partial(_visit, model, parts)), model)
+        for shape, seed in _shapes(model):
+            _wait(executor.call(functools.partial(_visit, model, shape, seed)), model, _COMPILE_S)
         _wait(executor.call(model.cost.settle), model)
-    for parts in _batches(model):
-        _wait(executor.call(functools.partial(_visit, model, parts)), model)
+    for shape, seed in _shapes(model):
+        _wait(executor.call(functools.partial(_visit, model, shape, seed)), model)
+    _wait(executor.call(model.cache.reset), model)
+
+
+def _tune_attention(model: ServingModel) -> None:
+    """How many query rows a request must have before expanding its history's keys is the cheaper way."""
+    random = np.random.default_rng(0)
+    rows = min(200, model.max_rows)
+    best = 0
+    for queries in _FEW_QUERIES:
+        history = _part(model, random, rows, 0)
+        _fill(model, [history])
+        asked = [Part(replace(history.request, candidate=_items(model, random, queries)), queries)]
+        seconds = []
+        for limit in (0, 1 << 30):  # expanded, absorbed
+            model.ops.absorb_below = limit
+            seconds.append(_median(model, asked))
+        if seconds[1] > seconds[0] * _WORTH_A_THREAD:
+            break
+        best = queries
+    model.ops.absorb_below = best + 1
+    model.cache.reset()
 
 
 def _timed(model: ServingModel, parts: list[Part], threads: int) -> float:
     """Median seconds."""
     torch.set_num_threads(threads)
+    return _median(model, parts)
+
+
+def _median(model: ServingModel, parts: list[Part]) -> float:
     seconds = []
     for _ in range(_TRIALS):
         begin = time.perf_counter()
@@ -82,50 +129,80 @@ def _timed(model: ServingModel, parts: list[Part], threads: int) -> float:
     return float(np.median(seconds))
 
 
-def _wait(visit: Future[T], model: ServingModel) -> T:
+def _wait(visit: Future[T], model: ServingModel, timeout_s: float = _TIMEOUT_S) -> T:
     try:
-        return visit.result(_TIMEOUT_S)
+        return visit.result(timeout_s)
     except TimeoutError:
-        raise ArtifactError(f"model {model.version} did not finish one warm-up batch in {_TIMEOUT_S:.0f} s") from None
+        raise ArtifactError(f"model {model.version} did not finish one warm-up batch in {timeout_s:.0f} s") from None
 
 
-def _visit(model: ServingModel, parts: list[Part]) -> None:
-    load = Load()
-    for part in parts:
-        load = load.plus(len(part.request.history_item), part.candidates)
-    begin = time.perf_counter()
+def _visit(model: ServingModel, shape: Shape, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    parts = [_part(model, random, shape.rows, shape.candidates, user) for user in range(shape.requests)]
     try:
+        if shape.cached:
+            _fill(model, [_head(part, shape.cached) for part in parts])
+        load = model.load_of(parts)
+        begin = time.perf_counter()
         answers = model.run(parts)
+        seconds = time.perf_counter() - begin
+        for user in range(shape.requests):
+            model.cache.forget(f"{_USER}{user}")
     except SilkrecError:
         raise
     except Exception as error:
         raise ArtifactError(f"model {model.version} failed at warm-up: {error}") from error
-    seconds = time.perf_counter() - begin
     for answer in answers:
         if isinstance(answer, SilkrecError):
             raise ArtifactError(f"model {model.version} gave numbers that are not finite at warm-up; it was not loaded")
     model.cost.observe(load, seconds)
 
 
-def _batches(model: ServingModel) -> Iterator[list[Part]]:
-    random = np.random.default_rng(0)
+def _shapes(model: ServingModel) -> Iterator[tuple[Shape, int]]:
+    """With a seed each."""
+    shapes = SHAPES + GPU_SHAPES if model.is_gpu else SHAPES
     for repeat in range(_REPEATS):
-        for requests, rows, candidates in SHAPES:
-            if repeat == 0 and requests > 1:
+        for number, shape in enumerate(shapes):
+            if repeat == 0 and shape.requests > 1:
                 continue
-            rows = min(rows, model.max_rows)
-            yield [_part(model, random, rows, candidates) for _ in range(requests)]
+            rows = min(shape.rows, model.max_rows)
+            yield replace(shape, rows=rows, cached=min(shape.cached, rows)), number
 
 
-def _part(model: ServingModel, random: np.random.Generator, rows: int, candidates: int) -> Part:
-    size = model.loaded.vocabulary + 1  # one more: the row of unknown items runs too
+def _part(model: ServingModel, random: np.random.Generator, rows: int, candidates: int, user: int = 0) -> Part:
     codes = np.asarray([0, *(code for _, code in model.actions)], np.int8)
     request = InferRequest(
-        history_item=random.integers(0, size, rows, dtype=np.int32),
+        history_item=_items(model, random, rows),
         history_action=random.choice(codes, rows).astype(np.int8),
         history_time=np.cumsum(random.integers(1, 100_000, rows, dtype=np.int64)),
-        candidate=random.integers(0, size, candidates, dtype=np.int32) if candidates else None,
+        candidate=_items(model, random, candidates) if candidates else None,
         request_time_s=2_000_000_000,
         deadline_us=1_000_000,
+        user_key=f"{_USER}{user}",
     )
     return Part(request, candidates)
+
+
+def _head(part: Part, rows: int) -> Part:
+    """The same user, `rows` events old."""
+    request = part.request
+    return Part(
+        replace(
+            request,
+            history_item=request.history_item[:rows],
+            history_action=request.history_action[:rows],
+            history_time=request.history_time[:rows],
+            candidate=None,
+        ),
+        0,
+    )
+
+
+def _fill(model: ServingModel, parts: list[Part]) -> None:
+    """Leaves the histories in the cache."""
+    model.run(parts)
+
+
+def _items(model: ServingModel, random: np.random.Generator, count: int) -> Int32:
+    """One more than the vocabulary has: the row of unknown items runs too."""
+    return random.integers(0, model.vocabulary + 1, count, dtype=np.int32)

@@ -23,14 +23,20 @@ class LinearCost:
     def predict(self, load: Load) -> float:
         return 0.0 if load.requests == 0 else CALL_S + load.rows * ROW_S + load.candidates * CANDIDATE_S
 
-    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float) -> int:
-        base = self.predict(load.plus(rows, 0))
+    def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float, cached: int = 0) -> int:
+        base = self.predict(load.plus(rows, 0, cached))
         return max(0, min(candidates, int((budget_s - base) / CANDIDATE_S)))
 
 
 @dataclass(eq=False)
 class Model:
+    """A payload is the history rows that are left to compute."""
+
     cost: LinearCost = field(default_factory=LinearCost)
+
+    def rows_of(self, payload: object) -> tuple[int, int]:
+        assert isinstance(payload, int)
+        return payload, 0
 
 
 MODEL = Model()
@@ -40,7 +46,7 @@ EAGER = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=1.0)
 def ticket(
     deadline: float, *, rows: int = 0, candidates: int = 100, priority: int = 0, at: float = 0.0, lane: Model = MODEL
 ) -> Ticket:
-    return Ticket(lane, deadline, rows, candidates, at, priority, trimmable=candidates > 0)
+    return Ticket(lane, deadline, rows, candidates, at, 0, priority, candidates > 0, rows)
 
 
 def scheduler_with(*tickets: Ticket, policy: BatchPolicy = EAGER) -> Scheduler:

@@ -17,7 +17,10 @@ EXTRA_ITEMS = 16_384
 
 
 class Ops(Protocol):
-    """The arithmetic of a layer. `TorchOps` documents the calls."""
+    """The arithmetic of a layer. `TorchOps` documents the calls. `absorb_below`: rows a request to compute, under which
+    attention runs in the latents; measured at warm-up."""
+
+    absorb_below: int
 
     def stage(self, step: Step, store: LatentStore) -> Step: ...
 
@@ -61,18 +64,11 @@ class ServingRanker:
         return self.config.kv_lora_rank + self.config.qk_rope_head_dim
 
     def new_store(self, pages: int, page_rows: int) -> LatentStore:
-        return self._store(pages, page_rows, self.device, pinned=False)
-
-    def new_host_store(self, pages: int, page_rows: int) -> LatentStore:
-        """For pages that left the device; pinned, so that they travel at the bus's speed."""
-        return self._store(pages, page_rows, torch.device("cpu"), pinned=True)
-
-    def _store(self, pages: int, page_rows: int, device: torch.device, *, pinned: bool) -> LatentStore:
         config = self.config
         shape = (config.n_layers, pages + 1, page_rows, self.width)
         return LatentStore(
-            torch.zeros(shape, dtype=self.dtype, device=device, pin_memory=pinned),
-            torch.zeros((pages + 1, config.d_model), dtype=torch.float32, device=device, pin_memory=pinned),
+            torch.zeros(shape, dtype=self.dtype, device=self.device),
+            torch.zeros((pages + 1, config.d_model), dtype=torch.float32, device=self.device),
         )
 
     @torch.no_grad()

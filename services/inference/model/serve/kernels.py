@@ -155,10 +155,10 @@ def attend(
     for begin in range(0, most, KEYS):
         column = begin + tl.arange(0, KEYS)
         there = column < most
-        place = (keys + column) * key_row + head * key_head
-        k = tl.load(key + place[None, :] + nope[:, None], mask=there[None, :] & in_nope[:, None], other=0.0)
-        turn = shared + (keys + column)[None, :] * shared_row + rope[:, None]
-        r = tl.load(turn, mask=there[None, :] & in_rope[:, None], other=0.0)
+        past = (keys + column) * key_row + head * key_head
+        k = tl.load(key + past[None, :] + nope[:, None], mask=there[None, :] & in_nope[:, None], other=0.0)
+        past_turn = shared + (keys + column)[None, :] * shared_row + rope[:, None]
+        r = tl.load(past_turn, mask=there[None, :] & in_rope[:, None], other=0.0)
         score = tl.dot(plain, k, input_precision=PRECISION)
         score = tl.dot(turned, r, score, input_precision=PRECISION) * scale_log2
         score = tl.where(column[None, :] < seen[:, None], score, float("-inf"))
@@ -166,7 +166,7 @@ def attend(
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that sees nothing yet
         weight = tl.exp2(score - base[:, None])
         fade = tl.exp2(peak - base)
-        v = tl.load(value + place[:, None] + wide[None, :], mask=there[:, None] & in_value[None, :], other=0.0)
+        v = tl.load(value + past[:, None] + wide[None, :], mask=there[:, None] & in_value[None, :], other=0.0)
         total = total * fade + tl.sum(weight, axis=1)
         mixed = tl.dot(weight.to(v.dtype), v, mixed * fade[:, None], input_precision=PRECISION)
         peak = higher
