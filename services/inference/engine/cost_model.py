@@ -2,9 +2,9 @@
 
 seconds = w . (1, requests, new rows, cached rows, candidates, attended pairs), w >= 0: least squares on relative errors
 with exponential forgetting, pulled towards the warm-up's answer where traffic says nothing (a plain recursive filter
-blows up when every request looks alike). A deadline needs a bound, not a mean: predictions are multiplied by a high quantile
-of the recent actual/predicted ratios. When several batches in a row miss by a factor, what was believed is scaled at
-once: least squares alone would take dozens of batches to leave a wrong prior.
+blows up when every request looks alike). A deadline needs a bound, not a mean: predictions are multiplied by a high
+quantile of the recent actual/predicted ratios. When several batches in a row miss by a factor, what was believed is
+scaled at once: least squares alone would take dozens of batches to leave a wrong prior.
 """
 
 from __future__ import annotations
