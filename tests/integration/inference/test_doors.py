@@ -95,7 +95,7 @@ def test_rest_and_grpc_give_the_same_numbers(loaded: Loaded) -> None:
             scores, scored = answer["outputs"]
             assert (scores["name"], scores["datatype"], scores["shape"]) == ("scores", "FP32", [1, 3, HEADS])
             assert (scored["name"], scored["datatype"], scored["data"]) == ("scored", "BOOL", [True] * 3)
-            assert answer["parameters"] == {"reason": "", "cached_events": 3, "model_version": "m-1"}  # gRPC asked before
+            assert answer["parameters"] == {"reason": "", "cached_events": 3, "model_version": "m-1"}
             np.testing.assert_allclose(np.reshape(scores["data"], (3, HEADS)), ranked.scores, atol=2e-5)
             vector = (await client.post(INFER, json=body())).json()["outputs"][0]
             assert (vector["name"], vector["shape"]) == ("user_vector", [1, TINY.vector_dim])
