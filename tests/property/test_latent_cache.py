@@ -1,4 +1,4 @@
-"""Whatever happened to a history and to the cache, scores equal those of an engine that keeps nothing (2e-5 in fp32)."""
+"""Whatever happened to a history and to the cache, scores equal those of an engine that keeps nothing (2e-5, fp32)."""
 
 from __future__ import annotations
 
