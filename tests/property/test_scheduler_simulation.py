@@ -1,4 +1,4 @@
-"""Thousands of random workloads in virtual time: arrivals, batches and cancellations, costs that were predicted wrongly.
+"""Thousands of random workloads in virtual time: arrivals, batches, cancellations, costs that were predicted wrongly.
 
 Nothing expired runs, everybody is answered once, nobody starves inside a class, and an overload costs little goodput.
 """
@@ -90,7 +90,7 @@ def simulate(
 ) -> Outcome:
     """`cancellations`: by the arrival's number. `ahead`: a batch is planned while the one before runs, as on a GPU."""
     outcome = Outcome()
-    events: list[tuple[float, int, str, Ticket | None]] = []
+    events: list[tuple[float, int, str, Ticket]] = []
     for number, ticket in enumerate(arrivals):
         heapq.heappush(events, (ticket.arrived, number, "arrive", ticket))
         if cancellations and number in cancellations:
@@ -98,29 +98,33 @@ def simulate(
     now, free_at = 0.0, 0.0
     while events or len(scheduler):
         while events and events[0][0] <= now:
-            _, _, what, ticket = heapq.heappop(events)
-            if ticket is not None:
-                _happen(scheduler, what, ticket, outcome)
+            _, _, what, due = heapq.heappop(events)
+            _happen(scheduler, what, due, outcome)
         plan = scheduler.next(now, free_at if ahead else None)
         outcome.refused += [(item.ticket, item.reason, now) for item in plan.refused]
         if plan.batch:
             begin = max(now, free_at)
-            end = begin + world.seconds(plan.load)
-            outcome.batches.append((now, end, plan))
-            for placed in plan.batch:
-                outcome.ran.append((placed.ticket, placed.candidates, now, end))
-                lane = placed.ticket.lane
-                assert isinstance(lane, Lane)
-                if isinstance(placed.ticket.payload, int):
-                    lane.cached.add(placed.ticket.payload)
-                if isinstance(lane.cost, CostModel):
-                    lane.cost.observe(plan.load, end - begin)
-            now, free_at = (begin if ahead else end), end
-        elif len(scheduler) and plan.wake_at is not None and plan.wake_at > now:
-            now = min(plan.wake_at, events[0][0]) if events else plan.wake_at
-        elif events:
-            now = max(now, events[0][0])
+            free_at = begin + world.seconds(plan.load)
+            _run(plan, now, begin, free_at, outcome)
+            now = begin if ahead else free_at
+        else:
+            times = [event[0] for event in events[:1]]
+            times += [plan.wake_at] if plan.wake_at is not None and plan.wake_at > now else []
+            now = max(now, min(times, default=now))
     return outcome
+
+
+def _run(plan: Plan, planned: float, begin: float, end: float, outcome: Outcome) -> None:
+    outcome.batches.append((planned, end, plan))
+    for placed in plan.batch:
+        outcome.ran.append((placed.ticket, placed.candidates, planned, end))
+        lane = placed.ticket.lane
+        assert isinstance(lane, Lane)
+        if isinstance(placed.ticket.payload, int):
+            lane.cached.add(placed.ticket.payload)
+    lane = plan.batch[0].ticket.lane
+    if isinstance(lane.cost, CostModel):
+        lane.cost.observe(plan.load, end - begin)
 
 
 def _happen(scheduler: Scheduler, what: str, ticket: Ticket, outcome: Outcome) -> None:
