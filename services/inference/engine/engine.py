@@ -26,6 +26,7 @@ from services.inference.engine.scheduler import DEADLINE, BatchPolicy, Scheduler
 from services.inference.engine.tiers import CacheOptions
 from services.inference.engine.warmup import tune_threads, warm
 from services.inference.model import checkpoint
+from services.inference.model.checkpoint import LoadedModel
 from shared.errors import ArtifactError, ConfigurationError, DeadlineExceeded, SilkrecError
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ class Engine:
         """Loads beside, warms, switches. Blocks. Raises ArtifactError, or InferenceUnavailable when the engine stops;
         then nothing has changed."""
         try:
-            model = self._prepare(folder)
+            model = self._prepare(checkpoint.load(folder, self.device))
         except SilkrecError:
             self.counters.models_refused += 1
             raise
@@ -205,13 +206,22 @@ class Engine:
             # Whatever a damaged or hostile folder does (a width that no memory holds), the present model serves on.
             self.counters.models_refused += 1
             raise ArtifactError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
+        self._install(model)
+        return model
+
+    def serve(self, loaded: LoadedModel) -> ServingModel:
+        """As `load`, for a model that is in memory already, on this engine's device."""
+        model = self._prepare(loaded)
+        self._install(model)
+        return model
+
+    def _install(self, model: ServingModel) -> None:
         first = self.slot.active is None
         self.slot.install(model)
         self.counters.swaps += 1
         if first:
             gc.collect()  # once: with torch imported a full pass holds the lock for 60 ms
         gc.freeze()
-        return model
 
     def restore(self, version: str) -> bool:
         """Switches back to the model before, while it is still here: it is warm, so a roll-back takes no time."""
@@ -219,8 +229,7 @@ class Engine:
         self.counters.swaps += restored
         return restored
 
-    def _prepare(self, folder: Path) -> ServingModel:
-        loaded = checkpoint.load(folder, self.device)
+    def _prepare(self, loaded: LoadedModel) -> ServingModel:
         model = ServingModel(
             loaded,
             device=self.device,

@@ -145,8 +145,9 @@ class ServingModel:
         return InferAnswer(self.version, scores=zeros, scored=np.zeros(total, np.bool_), reason=reason)
 
     def capture(self, most_rows: int) -> int:
-        """Captures graphs of small passes on a GPU; how many."""
-        if not self.is_gpu:
+        """Captures graphs of small passes on a GPU; how many. Experts in another type than bf16 go through the host,
+        which a graph cannot."""
+        if not self.is_gpu or (self.config.ffn == "moe" and self.ranker.dtype is not torch.bfloat16):
             return 0
         from services.inference.model.serve.graphs import StepGraphs  # needs Triton, see `_ops`
         from services.inference.model.serve.triton_ops import TritonOps

@@ -23,7 +23,7 @@ from services.inference.model.serve.step import LatentStore, Segments, Step, Ste
 from services.inference.model.serve.triton_ops import TritonOps
 
 _SMALL = (64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
-ROWS = (*_SMALL, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384)
+ROWS = (*_SMALL, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384, 24576, 32768, 49152, 65536)
 _PAGES = (8, 32, 128, 256, 512, 768, 1024)
 _FEW_PAGES = 128
 _WARM_UPS = 2
@@ -38,8 +38,8 @@ class _Captured:
 
 
 class StepGraphs:
-    """Graphs of one model over one store. Rows are rounded up, beyond 4,096 by a fifth at most; larger steps run as
-    they are: launching 12 layers takes the host 13 ms, and an H100 as long for 16,384 rows of d 1,024."""
+    """Graphs of one model over one store. Rows are rounded up, from 4,096 to 16,384 by a fifth at most; larger steps
+    run as they are: launching 12 layers takes the host 13 ms, and an H100 as long for 16,384 rows of d 1,024."""
 
     def __init__(self, ranker: ServingRanker, ops: TritonOps, store: LatentStore) -> None:
         self._ranker, self._ops, self._store = ranker, ops, store
