@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from services.inference.engine.counters import BATCH_SIZES, OUTCOMES, SECONDS
+from services.inference.engine.counters import BATCH_ROWS, BATCH_SIZES, OUTCOMES, RATIOS, SECONDS
 from services.inference.engine.engine import Engine
 from shared.observability.metrics import Metrics
 
@@ -25,6 +25,23 @@ class EngineMetrics:
         self._batch_size = metrics.histogram("batch_requests", "Requests of a batch", buckets=BATCH_SIZES)
         self._queue_s = metrics.histogram("queue_duration_seconds", "Wait for the device", buckets=SECONDS)
         self._batch_s = metrics.histogram("batch_duration_seconds", "Time of a batch on the device", buckets=SECONDS)
+        self._batch_rows = metrics.histogram(
+            "batch_rows", "History rows computed and candidates of a batch", buckets=BATCH_ROWS
+        )
+        self._slack_s = metrics.histogram(
+            "dispatch_slack_seconds", "Left of a request's deadline when its batch began", buckets=SECONDS
+        )
+        self._ratio = metrics.histogram("batch_predicted_ratio", "Actual over expected time of a batch", buckets=RATIOS)
+        self._error = metrics.gauge("prediction_error_ratio", "Median relative error of predicted batch times")
+        self._hits = metrics.counter("cache_hit_rows_total", "History rows found in the latent cache", ["tier"])
+        self._built = metrics.counter("cache_built_rows_total", "History rows computed and kept")
+        self._stale = metrics.counter("cache_stale_rejects_total", "Histories that differ from what was cached")
+        self._evicted = metrics.counter("cache_evictions_total", "Users pushed out of a tier", ["tier"])
+        self._pages = metrics.gauge("cache_pages", "Pages of the latent cache", ["tier", "state"])
+        self._users = metrics.gauge("cache_users", "Users in the latent cache")
+        self._faults = metrics.counter("cache_integrity_faults_total", "Contradictions found in the latent cache")
+        self._splits = metrics.counter("oom_splits_total", "Batches that memory did not hold and that ran in parts")
+        self._cap = metrics.gauge("max_batch_requests", "Requests a batch may hold now")
         self._loaded = metrics.gauge("model_loaded", "1 while a warm model serves")
         self._exported: Counter[str] = Counter()
         for outcome in OUTCOMES:
@@ -35,6 +52,9 @@ class EngineMetrics:
         counters.batch_size.listener = self._batch_size.observe
         counters.queue_s.listener = self._queue_s.observe
         counters.batch_s.listener = self._batch_s.observe
+        counters.batch_rows.listener = self._batch_rows.observe
+        counters.slack_s.listener = self._slack_s.observe
+        counters.predicted_ratio.listener = self._ratio.observe
 
     def sync(self, engine: Engine) -> None:
         counters = engine.counters
@@ -50,6 +70,25 @@ class EngineMetrics:
         self._queue.set(engine.queued)
         self._alive.set(engine.alive)
         self._loaded.set(engine.slot.active is not None)
+        self._error.set(engine.prediction_error)
+        self._splits.inc(self._since("splits", counters.oom_splits))
+        self._faults.inc(self._since("faults", counters.integrity_faults))
+        self._cap.set(engine.max_batch_size)
+        self._sync_cache(engine)
+
+    def _sync_cache(self, engine: Engine) -> None:
+        counted, stats = engine.counters.cache, engine.cache_stats()
+        self._hits.labels("device").inc(self._since("device hits", counted.device_hit_rows))
+        self._hits.labels("host").inc(self._since("host hits", counted.host_hit_rows))
+        self._built.inc(self._since("built", counted.built_rows))
+        self._stale.inc(self._since("stale", counted.stale_rejects))
+        self._evicted.labels("device").inc(self._since("evictions", counted.evictions))
+        self._evicted.labels("host").inc(self._since("host evictions", counted.host_evictions))
+        self._users.set(stats.users)
+        self._pages.labels("device", "free").set(stats.device_pages_free)
+        self._pages.labels("device", "used").set(stats.device_pages - stats.device_pages_free)
+        self._pages.labels("host", "free").set(stats.host_pages_free)
+        self._pages.labels("host", "used").set(stats.host_pages - stats.host_pages_free)
 
     def _since(self, name: str, now: int) -> int:
         grown = now - self._exported[name]

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from services.inference import describe
 from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
+from services.inference.engine.tiers import CacheOptions
 from services.inference.grpc import GrpcServer
 from services.inference.metrics import EngineMetrics
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, SilkrecError
+from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
@@ -32,6 +35,8 @@ from shared.web.health import Readiness
 SWITCH_INTERVAL_S = 0.0005
 _GRACE_S = 2.0
 _METRICS_S = 1.0
+_COSTS_S = 60.0
+_log = get_logger(__name__)
 
 
 class Board:
@@ -61,8 +66,9 @@ class Board:
         return self.engine.failure is None and not self.tasks.dead
 
 
-def engine_options(settings: InferenceSettings) -> EngineOptions:
-    batching = settings.dynamic_batching
+def engine_options(settings: InferenceSettings, state: Path | None = None) -> EngineOptions:
+    """`state`: the folder under which learned costs are kept."""
+    batching, cache = settings.dynamic_batching, settings.cache
     policy = BatchPolicy(
         max_batch_size=batching.max_batch_size,
         preferred_batch_size=batching.preferred_batch_size,
@@ -77,6 +83,8 @@ def engine_options(settings: InferenceSettings) -> EngineOptions:
         precision=settings.precision,
         threads=settings.threads,
         max_rows=settings.max_sequence_length,
+        cache=CacheOptions(cache.enabled, cache.device_mb << 20, cache.host_mb * (1 << 20), cache.page_rows),
+        state_dir=None if state is None else state / "inference" / "costs",
     )
 
 
@@ -89,7 +97,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
     async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_url(), settings.database)
         stack.push_async_callback(asyncio.to_thread, database.close)
-        engine = Engine(engine_options(settings.inference))
+        engine = Engine(engine_options(settings.inference, settings.state))
         exported = EngineMetrics(metrics)
         exported.follow(engine)
         engine.start()
@@ -108,6 +116,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         stack.push_async_callback(door.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
         tasks.start("engine metrics", lambda: _export(exported, engine))
+        tasks.start("engine costs", lambda: _keep_costs(engine))
         yield {
             "settings": settings,
             "loaded": loaded,
@@ -145,6 +154,16 @@ def _tcp(settings: InferenceSettings) -> str | None:
         return None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{host}:{settings.grpc_port}"
+
+
+async def _keep_costs(engine: Engine) -> None:
+    """A disk that is full costs a restart its head start, and nothing else."""
+    while True:
+        await asyncio.sleep(_COSTS_S)
+        try:
+            await asyncio.to_thread(engine.save_costs)
+        except (OSError, SilkrecError) as error:
+            _log.warning("learned costs could not be kept", detail=str(error))
 
 
 async def _export(exported: EngineMetrics, engine: Engine) -> None:

@@ -115,6 +115,13 @@ class DynamicBatchingSettings(Group):
     )
 
 
+class LatentCacheSettings(Group):
+    enabled: bool = Field(True, description="keep history states between requests")
+    device_mb: int = Field(0, ge=0, description="0: 45 % of a GPU's free memory; without one 5 % of all, 1 GiB at most")
+    host_mb: int = Field(0, ge=-1, description="pinned tier below a GPU; 0: 10 % of memory, 8 GiB at most; -1: none")
+    page_rows: int = Field(64, ge=8, le=1024, description="history events a page")
+
+
 class InferenceSettings(Group):
     host: str = "127.0.0.1"
     port: int = Field(8082, ge=0, le=65535, description="REST")
@@ -124,6 +131,7 @@ class InferenceSettings(Group):
     threads: int = Field(0, ge=0, description="torch intra-op threads; 0: half of the usable cores, at least one")
     max_sequence_length: int = Field(2048, ge=8)
     dynamic_batching: DynamicBatchingSettings = DynamicBatchingSettings()
+    cache: LatentCacheSettings = LatentCacheSettings()
     refresh_s: float = Field(1.0, gt=0, le=5)
 
 

@@ -344,13 +344,13 @@ class Executor:
 
 
 def _tried(work: Callable[[], T]) -> T | Exception:
-    """What it returns or raises, the latter logged and without its frames: they hold the tensors of the failed pass, and
-    a smaller one needs their memory. A device whose context is gone raises: only a new process helps."""
+    """What it returns or raises, the latter logged and without its frames: they hold the tensors of the failed pass,
+    and a smaller one needs their memory. A device whose context is gone raises: only a new process helps."""
     try:
         return work()
     except torch.AcceleratorError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it was, the batch's requests get an answer
+    except Exception as error:
         if not isinstance(error, SilkrecError | torch.OutOfMemoryError):
             log.exception("a pass failed")
         error.__context__ = error.__cause__ = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
+from services.inference.engine.engine import Engine
 from shared.web.auth import Principal, require
 
 router = APIRouter(tags=["inference"])
@@ -13,6 +14,7 @@ Caller = Annotated[Principal, Depends(require("server"))]
 
 
 @router.delete("/v1/latents/{user_key}", status_code=204, response_class=Response)
-async def forget(user_key: Annotated[str, Path(min_length=1)], caller: Caller) -> None:
-    """The engine holds a history for as long as its request runs and keeps nothing of it afterwards, so there is
-    nothing left to remove once this answers."""
+async def forget(request: Request, user_key: Annotated[str, Path(min_length=1)], caller: Caller) -> None:  # noqa: ARG001
+    """Drops the user's cached history states of every loaded model, between two batches; a pass that already runs may
+    finish with them. `user_key` is `u:` or `v:` and the id. 204 whether or not anything was kept."""
+    await cast("Engine", request.state.engine).forget(user_key)
