@@ -26,7 +26,7 @@ from services.features.users.latents import LatentsDoor
 from services.features.users.profile_cache import TOMBSTONE_TTL_S, ProfileCache
 from services.features.users.profiles import clear_dirty
 from shared.contracts.history import UserHistory
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, InferenceUnavailable
 from shared.observability.logging import get_logger
 from shared.storage.database import Database
 from shared.storage.redis import RedisFailure
@@ -119,7 +119,7 @@ class DeletionWorker:
             try:
                 done = await steps[store](deletion)
                 await self._record(deletion, store, {**done, "at_us": self._clock_us()})
-            except (DatabaseUnavailable, *RedisFailure) as error:
+            except (DatabaseUnavailable, InferenceUnavailable, *RedisFailure) as error:
                 complete = False
                 _log.warning(
                     "deletion step is tried again", deletion_id=deletion.deletion_id, store=store, cause=str(error)

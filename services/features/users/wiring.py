@@ -33,7 +33,7 @@ class UsersPart:
         histories: Histories,
         actions: ActionTable,
     ) -> UsersPart:
-        latents = LatentsDoor.of(settings.inference)
+        latents = LatentsDoor.of(settings.inference, settings.recommender.inference_key)
         stores = DeletionStores(database, redis_write, histories, latents, tuple(settings.data.scenes))
         service = UserService(database, redis_write, histories, settings.features.history, actions)
         return cls(service, DeletionWorker(stores), latents)

@@ -104,6 +104,21 @@ def test_rest_and_grpc_give_the_same_numbers(loaded: Loaded) -> None:
     asyncio.run(scenario())
 
 
+def test_a_forgotten_users_history_is_computed_anew(loaded: Loaded) -> None:
+    async def scenario() -> None:
+        async with served(loaded) as client:
+            found = []
+            for forgets in (False, False, True):
+                if forgets:
+                    assert (await client.delete("/v1/latents/u:1")).status_code == 204
+                answer = (await client.post(INFER, json=body([4, 5], user_key="u:1"))).json()
+                found.append(answer["parameters"]["cached_events"])
+            assert found == [0, 3, 0]
+            assert (await client.delete("/v1/latents/u:nobody")).status_code == 204
+
+    asyncio.run(scenario())
+
+
 def changed(**change: Any) -> dict[str, Any]:
     """A good body whose candidate tensor differs by `change`."""
     good = body([1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -90,3 +92,41 @@ def test_the_candidates_it_admits_fit_and_one_more_would_not(rows: int, candidat
         assert model.predict(Load().plus(rows, count)) <= budget_s + 1e-9
     if count + 2 <= candidates:
         assert model.predict(Load().plus(rows, count + 2)) > budget_s
+
+
+def true_seconds(load: Load) -> float:
+    return 2e-3 + load.rows * 2e-5 + load.candidates * 1e-5
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_prior_that_is_wrong_by_ten_costs_at_most_ten_batches(factor: float) -> None:
+    model = CostModel()
+    loads = [Load().plus(rows, candidates) for rows in (0, 100, 200) for candidates in (50, 100, 300)]
+    for _ in range(20):
+        for load in loads:
+            model.observe(load, true_seconds(load) * factor)
+    for load in [*loads, loads[0]]:
+        model.observe(load, true_seconds(load))
+    for load in loads:
+        assert model.mean(load) == pytest.approx(true_seconds(load), rel=0.3)
+
+
+def test_what_was_learned_survives_a_restart() -> None:
+    model, other = CostModel(), CostModel()
+    for rows in range(0, 200, 10):
+        load = Load().plus(rows, 100)
+        model.observe(load, true_seconds(load))
+    assert other.restore(json.loads(json.dumps(model.snapshot())))
+    load = Load().plus(50, 100)
+    assert (other.predict(load), other.error) == (model.predict(load), model.error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"weights": [1.0]}, {"gram": "x"}, {"moment": [float("nan")] * 6}, {"ratios": [-1.0]}],
+)
+def test_a_snapshot_that_cannot_be_leaves_the_model_as_it_was(change: dict[str, object]) -> None:
+    model = CostModel()
+    before = model.snapshot()
+    assert not model.restore({**before, **change})
+    assert model.snapshot() == before
