@@ -493,6 +493,27 @@ def test_a_dropped_models_memory_is_given_back_without_the_collector(tmp_path: P
         engine.stop()
 
 
+def test_an_idle_engine_empties_a_cache_that_contradicts_itself(tmp_path: Path) -> None:
+    clock = Clock()
+    engine = two_models(tmp_path, clock)
+    request = replace(request_of(np.random.default_rng(1), 10, 5), user_key="u:1")
+    try:
+        before = scores_of(engine, request)[0]
+        model = engine.slot.resolve("m-2")
+        assert asyncio.run(engine.check_integrity()) == []
+        model.cache.pool.give([0])
+        assert asyncio.run(engine.check_integrity()) != []
+        clock.now += 31
+        deadline = time.monotonic() + 20
+        while engine.counters.integrity_faults == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert asyncio.run(engine.check_integrity()) == []
+        np.testing.assert_allclose(scores_of(engine, request)[0], before, atol=TOLERANCE)
+    finally:
+        engine.stop()
+
+
 def damaged(folder: Path, how: str) -> None:
     manifest = folder / "manifest.json"
     weights = folder / checkpoint.WEIGHTS
