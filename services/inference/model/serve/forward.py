@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +69,8 @@ class ServingRanker:
         config = self.config
         shape = (config.n_layers, pages + 1, page_rows, self.width)
         return LatentStore(
-            torch.zeros(shape, dtype=self.dtype, device=self.device),
-            torch.zeros((pages + 1, config.d_model), dtype=torch.float32, device=self.device),
+            _zeros(shape, self.dtype, self.device),
+            _zeros((pages + 1, config.d_model), torch.float32, self.device),
         )
 
     @torch.no_grad()
@@ -122,3 +124,12 @@ class ServingRanker:
         if step.fresh_page.shape[0]:
             store.state.index_copy_(0, step.fresh_page.long(), rows.index_select(0, step.fresh_keep))
         return user
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the host from calloc, so that a page takes memory when it is first written: torch's own zeros write all of
+    them, and 1 GiB for a few users was resident at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
