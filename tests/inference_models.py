@@ -17,6 +17,7 @@ from services.inference.engine.scheduler import BatchPolicy
 from services.inference.model import checkpoint
 from services.inference.model.config import ModelConfig
 from services.inference.model.ranker import Ranker
+from services.inference.training.publish import TOKENS
 from shared.contracts.manifest import ManifestAction, ModelManifest
 from shared.storage.artifacts import ArtifactStore
 
@@ -42,9 +43,15 @@ TINY_MOE = replace(
 
 
 def publish(
-    store: ArtifactStore, version: str, config: ModelConfig = TINY, *, seed: int = 0, broken: bool = False
+    store: ArtifactStore,
+    version: str,
+    config: ModelConfig = TINY,
+    *,
+    seed: int = 0,
+    broken: bool = False,
+    content: str | None = None,
 ) -> ModelManifest:
-    """A published model folder. `broken`: its weights give NaN."""
+    """A published model folder. `broken`: its weights give NaN. `content`: what its tokens' file holds."""
     torch.manual_seed(seed)
     ranker = Ranker(config)
     with torch.no_grad():
@@ -63,6 +70,8 @@ def publish(
     )
     with store.staging(ModelManifest, version) as staged:
         checkpoint.save(staged, ranker)
+        if content is not None:
+            (staged / TOKENS).write_text(content, "utf-8")
         return store.publish(staged, manifest)
 
 

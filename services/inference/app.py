@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from services.inference import wiring
-from services.inference.routes import latents, oip
+from services.inference.routes import items, latents, oip
 from shared.observability.metrics import Metrics
 from shared.settings.load import Loaded
 from shared.web.app import create_app
@@ -42,4 +42,5 @@ def build(loaded: Loaded) -> FastAPI:
     )
     app.include_router(oip.router)
     app.include_router(latents.router)
+    app.include_router(items.router)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -18,7 +19,8 @@ _RETRY_REFUSED_S = 30.0
 
 
 class ModelWatcher:
-    """`active` reads the deployment (raises DatabaseUnavailable). `database` and `model` say what readiness shows."""
+    """`active` reads the deployment (raises DatabaseUnavailable). `database` and `model` say what readiness shows.
+    `switching` is entered around every change of the active model (`ItemContents.switching`)."""
 
     def __init__(
         self,
@@ -27,6 +29,7 @@ class ModelWatcher:
         store: ArtifactStore,
         active: Callable[[], Awaitable[Deployment | None]],
         refresh_s: float,
+        switching: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.database = "not read yet"
@@ -35,6 +38,7 @@ class ModelWatcher:
         self._store = store
         self._active = active
         self._refresh_s = refresh_s
+        self._switching = switching
         self._clock = clock
         self._refused: tuple[str, float] | None = None
 
@@ -68,8 +72,9 @@ class ModelWatcher:
             return
         begin = self._clock()
         try:
-            if not self._engine.restore(version):
-                await asyncio.to_thread(self._load, version)
+            async with self._switching():
+                if not self._engine.restore(version):
+                    await asyncio.to_thread(self._load, version)
         except SilkrecError as error:
             self._refused = (version, self._clock() + _RETRY_REFUSED_S)
             self.model = f"{version} was refused: {error.detail}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from services.inference import describe
 from services.inference.caller import CallerCheck
+from services.inference.contents import ItemContents
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
@@ -108,7 +109,8 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         await keys.start(tasks)
         _check_tcp(settings.inference, keys)
         store = ArtifactStore(settings.artifacts_dir())
-        watcher = _watcher(settings, engine, store, database)
+        contents = ItemContents(engine, store, settings.data)
+        watcher = _watcher(settings, engine, store, database, contents)
         board.engine, board.watcher, board.tasks = engine, watcher, tasks
         socket, tcp = settings.socket_path("inference"), _tcp(settings.inference)
         door = GrpcServer(engine, CallerCheck(keys), socket=socket, tcp=tcp)
@@ -125,12 +127,15 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
             "keys": keys,
             "metrics": metrics,
             "engine": engine,
+            "contents": contents,
             "watcher": watcher,
             "grpc": door,
         }
 
 
-def _watcher(settings: Settings, engine: Engine, store: ArtifactStore, database: Database) -> ModelWatcher:
+def _watcher(
+    settings: Settings, engine: Engine, store: ArtifactStore, database: Database, contents: ItemContents
+) -> ModelWatcher:
     def read() -> Deployment | None:
         with database.read() as connection:
             return deployments.active(connection)
@@ -138,7 +143,13 @@ def _watcher(settings: Settings, engine: Engine, store: ArtifactStore, database:
     async def active() -> Deployment | None:
         return await database.run(read)
 
-    return ModelWatcher(engine=engine, store=store, active=active, refresh_s=settings.inference.refresh_s)
+    return ModelWatcher(
+        engine=engine,
+        store=store,
+        active=active,
+        refresh_s=settings.inference.refresh_s,
+        switching=contents.switching,
+    )
 
 
 def _check_tcp(settings: InferenceSettings, keys: KeyCache) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 
@@ -40,7 +39,7 @@ def publish(
     )
     with store.staging(ModelManifest, manifest.version) as folder:
         checkpoint.save(folder, trained.ranker)
-        (folder / TOKENS).write_text(json.dumps(trained.content.tokens), "utf-8")
+        (folder / TOKENS).write_text(trained.content.tokeniser.dumps(), "utf-8")
         manifest = store.publish(folder, manifest)
     with database.write() as connection:
         connection.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,15 +27,17 @@ from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import ConfigurationError, InferenceUnavailable
 from shared.settings.load import Loaded
 from shared.storage import keys
+from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from tests.asgi import running
-from tests.inference_models import TINY
+from tests.inference_models import TINY, publish
 from tests.inference_process import eventually, promote, settings_of
 from tests.servers import free_port
 
 pytestmark = pytest.mark.integration
 HEADS = len(TINY.actions)
 HISTORY = pack([1, 2, 3], [1, 2, 1], [100, 200, 300])
+UPSERT = "/v1/items:upsert"
 INFER = f"/v2/models/{MODEL_NAME}/infer"
 
 
@@ -115,6 +118,56 @@ def test_a_forgotten_users_history_is_computed_anew(loaded: Loaded) -> None:
                 found.append(answer["parameters"]["cached_events"])
             assert found == [0, 3, 0]
             assert (await client.delete("/v1/latents/u:nobody")).status_code == 204
+
+    asyncio.run(scenario())
+
+
+def new_item(item_index: Any = TINY.vocabulary, **change: Any) -> dict[str, Any]:
+    return {"item_index": item_index, "title": "A ring", "categories": ["tea"], "properties": {}, **change}
+
+
+def test_a_new_item_is_scored_by_its_content_after_it_was_upserted(loaded: Loaded) -> None:
+    publish(ArtifactStore(loaded.settings.artifacts_dir()), "m-1", content=json.dumps(["category=tea", "title=ring"]))
+
+    async def scenario() -> None:
+        async with served(loaded) as client:
+
+            async def score() -> list[float]:
+                answer = await client.post(INFER, json=body([TINY.vocabulary]))
+                return np.round(answer.json()["outputs"][0]["data"], 4).tolist()  # type: ignore[no-any-return]
+
+            unknown = await score()
+            sent = [new_item(), new_item(3), new_item(TINY.vocabulary + 1, title=None, categories=["none"])]
+            told = (await client.post(UPSERT, json={"items": sent})).json()
+            assert (told["model_version"], told["vocabulary"]) == ("m-1", TINY.vocabulary)
+            assert (told["taken"], told["known"], told["no_room"], told["without_tokens"]) == (1, 1, 0, 1)
+            assert await score() != unknown
+            again = (await client.post(UPSERT, json={"items": []})).json()
+            assert (again["instance"], again["taken"]) == (told["instance"], 0)
+
+    asyncio.run(scenario())
+
+
+BAD_ITEMS = [
+    ([new_item(-1)], "/items/0/item_index"),
+    ([new_item(2**31)], "/items/0/item_index"),
+    ([new_item("7")], "/items/0/item_index"),
+    ([new_item(), new_item()], "/items/1/item_index"),
+    ([new_item(title="x" * 1025)], "/items/0/title"),
+    ([new_item(categories="tea")], "/items/0/categories"),
+    ([new_item(colour="red")], "/items/0/colour"),
+    ([new_item(place) for place in range(501)], "/items"),
+]
+
+
+def test_bad_items_are_refused_whole_and_pointed_at(loaded: Loaded) -> None:
+    async def scenario() -> None:
+        async with served(loaded, model=False) as client:
+            for sent, pointer in BAD_ITEMS:
+                answer = await client.post(UPSERT, json={"items": sent})
+                assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer.text
+            answer = await client.post(UPSERT, json={"items": [new_item()]})
+            assert (answer.status_code, answer.json()["code"]) == (503, "inference_unavailable")
 
     asyncio.run(scenario())
 
@@ -312,6 +365,7 @@ def test_keys_guard_rest_and_tcp_but_not_the_private_socket(database: Database, 
         async with served(loaded) as client:
             assert (await client.post(INFER, json=body([1]))).status_code == 401
             assert (await client.delete("/v1/latents/u:1")).status_code == 401
+            assert (await client.post(UPSERT, json={"items": []})).status_code == 401
             bearer = {"authorization": f"Bearer {browser}"}
             assert (await client.post(INFER, json=body([1]), headers=bearer)).status_code == 403
             allowed = {"x-api-key": server}

@@ -40,7 +40,7 @@ PLAN = TrainingPlan(
 
 
 def no_content(config: ModelConfig) -> Content:
-    return Content((), np.zeros((config.vocabulary + 1, config.content_tokens), np.int64))
+    return Content.none(vocabulary=config.vocabulary, width=config.content_tokens)
 
 
 def test_what_repeats_is_learnt_and_beats_popularity_by_far() -> None:
