@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.inference import describe
+from services.inference import describe, engine_check
 from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
+from services.inference.engine.capability import Machine
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
@@ -69,17 +70,9 @@ class Board:
 
 def engine_options(settings: InferenceSettings, state: Path | None = None) -> EngineOptions:
     """`state`: the folder under which learned costs are kept."""
-    batching, cache = settings.dynamic_batching, settings.cache
-    policy = BatchPolicy(
-        max_batch_size=batching.max_batch_size,
-        preferred_batch_size=batching.preferred_batch_size,
-        max_queue_delay_s=batching.max_queue_delay_ms * 1e-3,
-        max_queue_size=batching.max_queue_size,
-        max_batch_s=batching.max_batch_ms * 1e-3,
-        enabled=batching.enabled,
-    )
+    cache = settings.cache
     return EngineOptions(
-        policy=policy,
+        policy=_policy(settings),
         device=settings.device,
         precision=settings.precision,
         threads=settings.threads,
@@ -89,16 +82,31 @@ def engine_options(settings: InferenceSettings, state: Path | None = None) -> En
     )
 
 
+def _policy(settings: InferenceSettings) -> BatchPolicy:
+    """Without dynamic batching a batch is what waits already, `batch_size` at most."""
+    batching = settings.dynamic_batching
+    size = batching.max_batch_size if batching.enabled else settings.batch_size
+    return BatchPolicy(
+        max_batch_size=size,
+        preferred_batch_size=tuple(preferred for preferred in batching.preferred_batch_size if preferred <= size),
+        max_queue_delay_s=batching.max_queue_delay_ms * 1e-3 if batching.enabled else 0.0,
+        max_queue_size=batching.max_queue_size,
+        max_batch_s=batching.max_batch_ms * 1e-3,
+        enabled=batching.enabled or size > 1,
+    )
+
+
 @contextlib.asynccontextmanager
 async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterator[Mapping[str, Any]]:
     """Yields what becomes `request.state`. Neither a database nor a model needs to be there: both are found later.
-    Raises ConfigurationError for a device, port or socket that cannot be had."""
+    Raises ConfigurationError for a device, port or socket that cannot be had, and for what `engine_check` refuses."""
     settings = loaded.settings
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_url(), settings.database)
         stack.push_async_callback(asyncio.to_thread, database.close)
         engine = Engine(engine_options(settings.inference, settings.state))
+        await asyncio.to_thread(engine_check.check, settings.inference, Machine(engine.device))
         exported = EngineMetrics(metrics)
         exported.follow(engine)
         engine.start()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -107,12 +107,24 @@ class FeaturesSettings(Group):
 class DynamicBatchingSettings(Group):
     enabled: bool = True
     max_batch_size: int = Field(128, ge=1, description="requests")
-    preferred_batch_size: tuple[int, ...] = (32, 64)
-    max_queue_delay_ms: float = Field(1.0, ge=0)
+    preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (32, 64), description="with so many waiting, company is no longer waited for; none above max_batch_size"
+    )
+    max_queue_delay_ms: float = Field(1.0, ge=0, description="how long a request waits for company")
     max_queue_size: int = Field(512, ge=1, description="requests; beyond it unscored at once")
     max_batch_ms: float = Field(
         8.0, gt=0, description="predicted time of a batch: what a request that just missed one may have to wait"
     )
+
+    @model_validator(mode="after")
+    def _preferred_fit(self) -> Self:
+        """Defaults give way to a smaller max_batch_size; sizes that somebody wrote down do not."""
+        above = [size for size in self.preferred_batch_size if size > self.max_batch_size]
+        if above and "preferred_batch_size" in self.model_fields_set:
+            raise ValueError(
+                f"preferred_batch_size {above[0]} is above max_batch_size {self.max_batch_size}: no batch can have it"
+            )
+        return self
 
 
 class LatentCacheSettings(Group):
@@ -127,9 +139,19 @@ class InferenceSettings(Group):
     port: int = Field(8082, ge=0, le=65535, description="REST")
     grpc_port: int = Field(8083, ge=-1, le=65535, description="TCP door beside the Unix socket; -1: closed")
     device: str = "auto"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="of weights and latents; refused at the start where the device is slower with it"
+    )
     threads: int = Field(0, ge=0, description="torch intra-op threads; 0: half of the usable cores, at least one")
-    max_sequence_length: int = Field(2048, ge=8)
+    batch_size: int = Field(
+        1,
+        ge=1,
+        description="requests a batch at most while dynamic_batching is off: those that wait already, none is waited "
+        "for; with dynamic_batching on, max_batch_size counts instead",
+    )
+    max_sequence_length: int = Field(
+        2048, ge=8, description="newest history events that the model sees, where its own limit is not lower"
+    )
     dynamic_batching: DynamicBatchingSettings = DynamicBatchingSettings()
     cache: LatentCacheSettings = LatentCacheSettings()
     refresh_s: float = Field(1.0, gt=0, le=5)

@@ -403,6 +403,17 @@ def test_without_keys_a_public_address_is_refused_at_the_start(database: Databas
         asyncio.run(scenario())
 
 
+def test_a_cache_larger_than_this_machines_memory_is_refused_at_the_start(database: Database, tmp_path: Path) -> None:
+    greedy = loaded_of(database, tmp_path, **{"inference.cache.device_mb": 10**9})
+
+    async def scenario() -> None:
+        async with served(greedy, model=False):
+            pytest.fail("it started")
+
+    with pytest.raises(ConfigurationError, match=r"inference\.cache\.device_mb: 1,000,000,000 MiB"):
+        asyncio.run(scenario())
+
+
 def test_without_keys_a_latent_may_be_forgotten_from_this_machine(loaded: Loaded) -> None:
     async def scenario() -> None:
         async with served(loaded, model=False) as client:
