@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import numpy as np
 import orjson
@@ -23,6 +21,7 @@ from services.inference.engine.request import ItemContent
 from services.inference.engine.runner import ServingModel
 from services.inference.training.content import Tokeniser, feature_types, schema_hash
 from services.inference.training.publish import TOKENS
+from shared.contracts.inference import NewItem, Upserted
 from shared.contracts.manifest import ModelManifest
 from shared.errors import ArtifactError, InferenceUnavailable, SilkrecError
 from shared.observability.logging import get_logger
@@ -38,41 +37,6 @@ KEPT_BYTES = 64 << 20
 SWITCH_WAIT_S = 2.0
 """How long an upsert waits for a model that is being loaded."""
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NewItem:
-    """Fits `services.inference.training.content.Item`."""
-
-    item_index: int
-    title: str | None
-    categories: tuple[str, ...]
-    properties: Mapping[str, Any]
-
-    def packed(self) -> bytes:
-        return orjson.dumps([self.title, self.categories, self.properties])
-
-    @classmethod
-    def unpacked(cls, item_index: int, packed: bytes) -> NewItem:
-        title, categories, properties = orjson.loads(packed)
-        return cls(item_index, title, tuple(categories), properties)
-
-
-@dataclass(frozen=True, slots=True)
-class Upserted:
-    """How many items `taken`: have a row with their content from now on; `known`: had one (its content stays what it
-    was); `no_room`: the model's spare rows are used up; `without_tokens`: nothing of their content means anything to
-    this model, so they stay its unknown item. `ignored_properties`: features whose values could not become tokens.
-    `vocabulary`: item_index below it belongs to the model. `instance` names this process: another one knows nothing."""
-
-    model_version: str
-    vocabulary: int
-    instance: str
-    taken: int = 0
-    known: int = 0
-    no_room: int = 0
-    without_tokens: int = 0
-    ignored_properties: tuple[str, ...] = ()
 
 
 class ItemContents:
@@ -188,13 +152,22 @@ class _Kept:
     def add(self, items: Iterable[NewItem]) -> None:
         for item in items:
             self._bytes -= len(self._packed.pop(item.item_index, b""))
-            self._packed[item.item_index] = packed = item.packed()
+            self._packed[item.item_index] = packed = _packed(item)
             self._bytes += len(packed)
         while len(self._packed) > self._most or self._bytes > KEPT_BYTES:
             self._bytes -= len(self._packed.popitem(last=False)[1])
 
     def items(self) -> Iterable[NewItem]:
-        return (NewItem.unpacked(item_index, packed) for item_index, packed in self._packed.items())
+        return (_unpacked(item_index, packed) for item_index, packed in self._packed.items())
+
+
+def _packed(item: NewItem) -> bytes:
+    return orjson.dumps([item.title, item.categories, item.properties])
+
+
+def _unpacked(item_index: int, packed: bytes) -> NewItem:
+    title, categories, properties = orjson.loads(packed)
+    return NewItem(item_index, title, tuple(categories), properties)
 
 
 def _have_rows(model: ServingModel, items: Sequence[NewItem]) -> list[bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc import aio
@@ -16,6 +16,7 @@ from grpc import aio
 from services.inference import describe, tensors, wire
 from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine
+from services.inference.metrics import DoorMetrics
 from services.inference.unix_socket import OwnedSocket
 from shared.contracts.inference import MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
@@ -60,9 +61,10 @@ _TYPED = {"INT8": "int_contents", "INT32": "int_contents", "INT64": "int64_conte
 class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
     """Method names are the protocol's. Metadata and health are for everyone, inference for `callers`."""
 
-    def __init__(self, engine: Engine, callers: CallerCheck) -> None:
+    def __init__(self, engine: Engine, callers: CallerCheck, doors: DoorMetrics) -> None:
         self._engine = engine
         self._callers = callers
+        self._doors = doors
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: N802, ARG002
         return pb.ServerLiveResponse(live=self._engine.alive)
@@ -81,7 +83,7 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             about = describe.model(self._engine, request.name, request.version)
         except SilkrecError as error:
-            await _abort(context, error)
+            await abort(context, error)
         return pb.ModelMetadataResponse(
             name=about.name,
             versions=about.versions,
@@ -93,18 +95,19 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         begin = time.monotonic()
         metadata = context.invocation_metadata()
-        _enter_request(metadata)
+        enter_request(metadata)
         try:
-            self._callers.check(context.peer(), metadata)
-            describe.check_name(request.model_name)
-            asked = tensors.infer_request(
-                _inputs(request), wire.plain(request.parameters), model_version=request.model_version
-            )
-            wanted = [output.name for output in request.outputs]
-            tensors.check_outputs(wanted, ranks=asked.candidate is not None)
-            answer = await self._engine.infer(asked)
+            with self._doors.request("grpc"):
+                self._callers.check(context.peer(), metadata)
+                describe.check_name(request.model_name)
+                asked = tensors.infer_request(
+                    _inputs(request), wire.plain(request.parameters), model_version=request.model_version
+                )
+                wanted = [output.name for output in request.outputs]
+                tensors.check_outputs(wanted, ranks=asked.candidate is not None)
+                answer = await self._engine.infer(asked)
         except SilkrecError as error:
-            await _abort(context, error)
+            await abort(context, error)
         return wire.response(
             MODEL_NAME,
             answer.model_version,
@@ -117,15 +120,16 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
 class GrpcServer:
     """Owns the listening sockets. `start` raises ConfigurationError when an address cannot be taken."""
 
-    def __init__(self, engine: Engine, callers: CallerCheck, *, socket: Path, tcp: str | None) -> None:
+    def __init__(
+        self, servicer: InferenceServicer, *more: grpc.GenericRpcHandler[Any, Any], socket: Path, tcp: str | None
+    ) -> None:
         self._socket = OwnedSocket(socket)
         self._tcp = tcp
         self.port = 0
         """The TCP port that was taken; 0 when that door is closed."""
         self._server = aio.server(options=_OPTIONS)
-        oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(engine, callers), self._server
-        )
+        oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers(more)
 
     async def start(self) -> None:
         self._socket.take()
@@ -158,7 +162,7 @@ class GrpcServer:
             ) from None
 
 
-def _enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
+def enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
     """The caller's request id and trace, for what is logged here. A handler has its own context, so it ends there."""
     sent = {name: value for name, value in metadata or () if isinstance(value, str)}
     request_id = sent.get(request_context.REQUEST_ID_HEADER)
@@ -183,7 +187,8 @@ def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
     return found
 
 
-async def _abort(context: Context, error: SilkrecError) -> NoReturn:
+async def abort(context: Context, error: SilkrecError) -> NoReturn:
+    """Ends a call as gRPC names the error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
     if code is grpc.StatusCode.INTERNAL:
         _log.error("inference failed", code=error.code, detail=error.detail, exc_info=error)

@@ -1,12 +1,53 @@
-"""The inference service's metrics, declared once. The engine counts into dataclasses; here they are exported."""
+"""The inference service's metrics, declared once. The engine counts into dataclasses; here they are exported.
+
+What each means, beside Triton's name for it, is the table in docs/operators.md; a test holds the two together.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
+from collections.abc import Iterator
 
 from services.inference.engine.counters import BATCH_ROWS, BATCH_SIZES, OUTCOMES, RATIOS, SECONDS
 from services.inference.engine.engine import Engine
+from shared.contracts.inference import Upserted
+from shared.errors import SilkrecError
 from shared.observability.metrics import Metrics
+
+
+class DoorMetrics:
+    """What the doors see, whether or not a request reached the engine. `door`: grpc, rest."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._request_s = metrics.histogram(
+            "request_duration_seconds", "Inference requests from the door to the answer", ["door"]
+        )
+        self._refused = metrics.counter(
+            "refused_requests_total", "Inference requests that were answered with an error", ["door", "code"]
+        )
+        self._upserted = metrics.counter("upserted_items_total", "New items by what became of them", ["outcome"])
+        self._forgotten = metrics.counter("forgotten_rows_total", "History rows dropped because a user was deleted")
+
+    @contextlib.contextmanager
+    def request(self, door: str) -> Iterator[None]:
+        """Around one inference request. Errors go through."""
+        begin = time.monotonic()
+        try:
+            yield
+        except SilkrecError as error:
+            self._refused.labels(door, error.code).inc()
+            raise
+        finally:
+            self._request_s.labels(door).observe(time.monotonic() - begin)
+
+    def upserted(self, told: Upserted) -> None:
+        for outcome in ("taken", "known", "no_room", "without_tokens"):
+            self._upserted.labels(outcome).inc(getattr(told, outcome))
+
+    def forgot(self, rows: int) -> None:
+        self._forgotten.inc(rows)
 
 
 class EngineMetrics:
@@ -14,6 +55,8 @@ class EngineMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._requests = metrics.counter("requests_total", "Requests by what became of them", ["outcome"])
+        self._inferences = metrics.counter("inferences_total", "Requests that ran on the device, a batch counts each")
+        self._executions = metrics.counter("executions_total", "Batches that ran on the device")
         self._candidates = metrics.counter("candidates_total", "Candidates of ranking requests that ran", ["scored"])
         self._rows = metrics.counter("history_rows_total", "History rows that ran")
         self._retries = metrics.counter("batch_retries_total", "Batches that failed and ran again one by one")
@@ -60,6 +103,9 @@ class EngineMetrics:
         counters = engine.counters
         for outcome, count in list(counters.outcomes.items()):
             self._requests.labels(outcome).inc(self._since(f"outcome {outcome}", count))
+        sizes = counters.batch_size
+        self._inferences.inc(self._since("inferences", int(sizes.total)))
+        self._executions.inc(self._since("executions", sum(sizes.counts)))
         self._candidates.labels("true").inc(self._since("scored", counters.candidates_scored))
         self._candidates.labels("false").inc(self._since("unscored", counters.candidates_unscored))
         self._rows.inc(self._since("rows", counters.history_rows))

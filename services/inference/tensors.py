@@ -21,6 +21,9 @@ INPUTS: dict[str, str] = {
     "history_time": "INT64",
     "candidate": "INT32",
 }
+UNUSED = ("context", "profile")
+"""Optional inputs of the API that no model of this release has weights for. They are refused by name rather than taken
+and left out: whoever sends them expects other scores with them than without."""
 _REQUIRED = ("history_item", "history_action", "history_time")
 _PARAMETERS: dict[str, type] = {"user_key": str, "deadline_us": int, "priority": int, "request_time_s": int}
 _INT64 = np.iinfo(np.int64)
@@ -137,6 +140,8 @@ def answer_parameters(answer: InferAnswer) -> dict[str, Parameter]:
 
 def _dtype(name: str, datatype: str, index: int) -> np.dtype[np.integer]:
     wanted = INPUTS.get(name)
+    if name in UNUSED:
+        raise _fault(index, name, "name", "is not used by this model, and scores would not show it; leave it out")
     if wanted is None:
         raise _fault(index, name, "name", f"is no input of this model; it takes {', '.join(INPUTS)}")
     if datatype != wanted:

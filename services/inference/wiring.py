@@ -12,12 +12,13 @@ from typing import Any
 from services.inference import describe, engine_check
 from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
+from services.inference.control import Control
 from services.inference.engine.capability import Machine
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
-from services.inference.grpc import GrpcServer
-from services.inference.metrics import EngineMetrics
+from services.inference.grpc import GrpcServer, InferenceServicer
+from services.inference.metrics import DoorMetrics, EngineMetrics
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment
 from shared.errors import DatabaseUnavailable, SilkrecError
@@ -121,7 +122,9 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         watcher = _watcher(settings, engine, store, database, contents)
         board.engine, board.watcher, board.tasks = engine, watcher, tasks
         socket, tcp = settings.socket_path("inference"), _tcp(settings.inference)
-        door = GrpcServer(engine, CallerCheck(keys), socket=socket, tcp=tcp)
+        callers, doors = CallerCheck(keys), DoorMetrics(metrics)
+        control = Control(engine, contents, callers, doors)
+        door = GrpcServer(InferenceServicer(engine, callers, doors), control.handler(), socket=socket, tcp=tcp)
         await door.start()
         stack.push_async_callback(door.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
@@ -136,6 +139,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
             "metrics": metrics,
             "engine": engine,
             "contents": contents,
+            "doors": doors,
             "watcher": watcher,
             "grpc": door,
         }

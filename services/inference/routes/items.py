@@ -7,11 +7,12 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.inference.contents import ItemContents, NewItem
+from services.inference.contents import ItemContents
+from services.inference.metrics import DoorMetrics
+from shared.contracts.inference import UPSERT_MOST, NewItem
 from shared.errors import FieldError, ValidationFailed
 from shared.web.auth import Principal, require
 
-ITEMS_MAX = 500
 router = APIRouter(tags=["inference"])
 Caller = Annotated[Principal, Depends(require("server"))]
 
@@ -30,7 +31,7 @@ class NewItemBody(_Body):
 
 
 class UpsertBody(_Body):
-    items: list[NewItemBody] = Field(max_length=ITEMS_MAX)
+    items: list[NewItemBody] = Field(max_length=UPSERT_MOST)
 
     def new_items(self) -> list[NewItem]:
         """Raises ValidationFailed for an item that is there twice: which content would count?"""
@@ -44,7 +45,7 @@ class UpsertBody(_Body):
 
 
 class UpsertAnswer(BaseModel):
-    """`services.inference.contents.Upserted` tells what each means; the four counts add up to the items sent."""
+    """`shared.contracts.inference.Upserted` tells what each means; the four counts add up to the items sent."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -63,5 +64,6 @@ async def upsert(request: Request, body: UpsertBody, caller: Caller) -> UpsertAn
     """Gives items beyond the model's vocabulary their content; histories and slates with them are scored by it from
     then on. An item's content is frozen while a model serves: what is sent for it again is for the next one. What was
     sent is given to every model that this process loads later; a restarted process forgets it (another `instance`)."""
-    contents = cast("ItemContents", request.state.contents)
-    return UpsertAnswer.model_validate(await contents.upsert(body.new_items()))
+    told = await cast("ItemContents", request.state.contents).upsert(body.new_items())
+    cast("DoorMetrics", request.state.doors).upserted(told)
+    return UpsertAnswer.model_validate(told)

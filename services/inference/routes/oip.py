@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.inference import describe, tensors
 from services.inference.engine.engine import Engine
+from services.inference.metrics import DoorMetrics
 from shared.contracts.inference import MODEL_NAME
 from shared.web.auth import Principal, require
 from shared.web.json import JsonResponse
@@ -101,15 +102,16 @@ async def infer_version(request: Request, name: str, version: str, body: InferBo
 
 
 async def _infer(request: Request, name: str, version: str, body: InferBody) -> Response:
-    describe.check_name(name)
-    inputs = [
-        tensors.array_from(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data, index=index)
-        for index, tensor in enumerate(body.inputs)
-    ]
-    asked = tensors.infer_request(inputs, body.parameters, model_version=version)
-    wanted = [output.name for output in body.outputs]
-    tensors.check_outputs(wanted, ranks=asked.candidate is not None)
-    answer = await _engine(request).infer(asked)
+    with cast("DoorMetrics", request.state.doors).request("rest"):
+        describe.check_name(name)
+        inputs = [
+            tensors.array_from(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data, index=index)
+            for index, tensor in enumerate(body.inputs)
+        ]
+        asked = tensors.infer_request(inputs, body.parameters, model_version=version)
+        wanted = [output.name for output in body.outputs]
+        tensors.check_outputs(wanted, ranks=asked.candidate is not None)
+        answer = await _engine(request).infer(asked)
     return JsonResponse(
         {
             "model_name": MODEL_NAME,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -182,6 +183,8 @@ def changed(**change: Any) -> dict[str, Any]:
 BAD_BODIES = [
     (changed(datatype="INT64"), "/inputs/3/datatype"),
     (changed(name="candidates"), "/inputs/3/name"),
+    (changed(name="context"), "/inputs/3/name"),
+    (changed(name="profile", datatype="FP32"), "/inputs/3/name"),
     (changed(shape=[2]), "/inputs/3/shape"),
     (changed(shape=[1, 3]), "/inputs/3/data"),
     (changed(shape=[1, -2]), "/inputs/3/shape"),
@@ -447,37 +450,42 @@ def test_a_second_process_takes_neither_the_socket_nor_the_port_of_the_first(
     asyncio.run(scenario())
 
 
-FAMILIES = {
-    "silkrec_inference_requests": ("counter", {"outcome"}),
-    "silkrec_inference_candidates": ("counter", {"scored"}),
-    "silkrec_inference_history_rows": ("counter", set()),
-    "silkrec_inference_batch_retries": ("counter", set()),
-    "silkrec_inference_late_batches": ("counter", set()),
-    "silkrec_inference_model_swaps": ("counter", set()),
-    "silkrec_inference_model_refusals": ("counter", set()),
-    "silkrec_inference_queue_requests": ("gauge", set()),
-    "silkrec_inference_engine_alive": ("gauge", set()),
-    "silkrec_inference_model_loaded": ("gauge", set()),
-    "silkrec_inference_batch_requests": ("histogram", set()),
-    "silkrec_inference_queue_duration_seconds": ("histogram", set()),
-    "silkrec_inference_batch_duration_seconds": ("histogram", set()),
-}
+METRICS_PAGE = Path(__file__).resolve().parents[3] / "docs" / "operators.md"
+# Not the web's, the background tasks' and the client library's own.
+OURS = re.compile(r"silkrec_inference_(?!http_|background_)\w+(?<!_created)$")
+METRIC = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \| ([\w, ]*) ?\|", re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Family name to type and labels, from the operators' table."""
+    rows = METRIC.findall(METRICS_PAGE.read_text("utf-8"))
+    return {
+        f"silkrec_inference_{name.removesuffix('_total')}": (kind, {part.strip() for part in labels.split(",")} - {""})
+        for name, kind, labels in rows
+    }
 
 
 def test_metrics_have_the_names_types_and_labels_that_dashboards_read(loaded: Loaded) -> None:
     async def scenario() -> dict[str, Any]:
         async with served(loaded) as client:
-            await client.post(INFER, json=body([1, 2, 3]))
+            for sent in (body([1, 2, 3], user_key="u:1"), body([], user_key="u:1"), body([1], temperature=1)):
+                await client.post(INFER, json=sent)
+            await client.post(INFER.replace(MODEL_NAME, "other"), json=body([1]))
+            await client.post(INFER, json=body(user_key="u:1"))
+            await client.delete("/v1/latents/u:1")
+            await client.post(UPSERT, json={"items": [new_item(3)]})
 
             async def counted() -> bool:
-                return 'requests_total{outcome="scored"} 1.0' in (await client.get("/metrics")).text
+                return 'requests_total{outcome="scored"} 2.0' in (await client.get("/metrics")).text
 
             await eventually(counted)
             families = text_string_to_metric_families((await client.get("/metrics")).text)
             return {family.name: family for family in families}
 
     families = asyncio.run(scenario())
-    for name, (kind, labels) in FAMILIES.items():
+    told = documented()
+    assert {name for name in families if OURS.match(name)} == told.keys()
+    for name, (kind, labels) in told.items():
         family = families[name]
         assert family.type == kind
         for sample in family.samples:
@@ -486,4 +494,12 @@ def test_metrics_have_the_names_types_and_labels_that_dashboards_read(loaded: Lo
     assert values[("silkrec_inference_candidates_total", "true")] == 3
     assert values[("silkrec_inference_history_rows_total",)] == 3
     assert values[("silkrec_inference_model_loaded",)] == 1
+    assert values[("silkrec_inference_inferences_total",)] == 2
+    assert values[("silkrec_inference_executions_total",)] == 2
+    assert values[("silkrec_inference_request_duration_seconds_count", "rest")] == 5
+    assert values[("silkrec_inference_refused_requests_total", "validation_failed", "rest")] == 1
+    assert values[("silkrec_inference_refused_requests_total", "not_found", "rest")] == 1
+    assert values[("silkrec_inference_cache_hit_rows_total", "device")] >= 3  # warming up counts too
+    assert values[("silkrec_inference_forgotten_rows_total",)] == 3
+    assert values[("silkrec_inference_upserted_items_total", "known")] == 1
     assert values[("silkrec_inference_requests_total", "overloaded")] == 0

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.inference.contents import CHUNK, ItemContents, NewItem, Upserted
+from services.inference.contents import CHUNK, ItemContents
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.request import InferRequest
 from services.inference.training.content import Tokeniser
+from shared.contracts.inference import NewItem, Upserted
 from shared.contracts.manifest import ModelManifest
 from shared.errors import ArtifactError, InferenceUnavailable
 from shared.schema import Schema
