@@ -7,51 +7,34 @@ again; when that engine is gone or full, the next in the user's own order takes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-import grpc
-from grpc import aio
-
 from services.inference import wire
+from services.inference.target import Target
 from shared.contracts.history import Float32, History
-from shared.contracts.inference import MODEL_NAME, EncodeRequest, EncodeResult, RankRequest, RankResult
+from shared.contracts.inference import (
+    FORGET,
+    MODEL_NAME,
+    UPSERT_ITEMS,
+    EncodeRequest,
+    EncodeResult,
+    Forgotten,
+    NewItem,
+    RankRequest,
+    RankResult,
+    Upserted,
+)
 from shared.contracts.oip import oip_pb2 as pb
-from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
 from shared.observability import context
 
-_READY_TIMEOUT_S = 0.5
-_SHUN_S = 0.25
-"""How long a target that just refused goes last: a restart's gap, not a judgement."""
 _FAIR_S = 0.02
 """A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
 _HUNG_S = 1.0
 _CALL_MARGIN_S = 0.25
 """gRPC's own timer runs out behind ours, so that DEADLINE_EXCEEDED is always the server's word."""
-_TRANSIT_UP, _TRANSIT_DOWN = 0.1, 0.005
-"""Rising twenty times as fast as falling, the estimate of the way's cost settles near its 95th percentile."""
-_TRANSIT_MOST = 0.25
-"""Of what remains: a hiccup must not make a server refuse everything."""
-_CHANNELS = 2
-"""Connections a target: two spread flow control and the server's read loops; a connection carries 100 streams."""
-_OPTIONS = (
-    ("grpc.max_send_message_length", wire.MESSAGE_BYTES_IN),
-    ("grpc.max_receive_message_length", wire.MESSAGE_BYTES_OUT),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 400),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.enable_retries", 0),  # a hidden retry would spend a deadline that is counted here
-    ("grpc.use_local_subchannel_pool", 1),  # else equal channels share one connection
-)
 
 
 class InferenceClient(Protocol):
@@ -66,6 +49,21 @@ class InferenceClient(Protocol):
     async def close(self) -> None: ...
 
 
+class EngineControl(Protocol):
+    """What every engine is told, whoever's user or item it is."""
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+
+    async def forget(self, user_key: str) -> Forgotten:
+        """Raises InferenceUnavailable when an engine that runs did not confirm: then ask again."""
+        ...
+
+    async def upsert_items(self, target: str, items: Sequence[NewItem]) -> Upserted:
+        """`UPSERT_MOST` items at most; none asks how things stand. Raises InferenceUnavailable."""
+        ...
+
+
 class GrpcInferenceClient:
     """`targets` as gRPC writes them: `unix:/path` or `host:port`. `key`: a server key, for TCP targets that ask for
     one. Lives on the event loop of its first call."""
@@ -73,7 +71,7 @@ class GrpcInferenceClient:
     def __init__(self, targets: Sequence[str], *, key: str | None = None) -> None:
         if not targets:
             raise InferenceUnavailable("no inference target is configured (recommender.inference_targets)")
-        self._targets = [_Target(name) for name in dict.fromkeys(targets)]
+        self._targets = [Target(name) for name in dict.fromkeys(targets)]
         self._access = () if key is None else (("authorization", f"Bearer {key}"),)
         self._closed = False
 
@@ -103,6 +101,38 @@ class GrpcInferenceClient:
         finally:
             for ask in asks:
                 ask.cancel()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(target.name for target in self._targets)
+
+    async def forget(self, user_key: str) -> Forgotten:
+        """See `EngineControl`. All are asked, also when one does not confirm."""
+        asked = (self._forget(target, user_key) for target in self._targets)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return Forgotten(confirmed=sum(map(bool, answers)), not_running=answers.count(False))
+
+    async def _forget(self, target: Target, user_key: str) -> bool:
+        """False: nothing runs there."""
+        try:
+            await target.control(FORGET, {"user_key": user_key}, self._access)
+        except InferenceUnavailable:
+            if await target.nobody_listens():
+                return False
+            raise
+        return True
+
+    async def upsert_items(self, target: str, items: Sequence[NewItem]) -> Upserted:
+        """See `EngineControl`. Raises KeyError for a target that is none of `targets`."""
+        engine = {known.name: known for known in self._targets}[target]
+        answer = await engine.control(UPSERT_ITEMS, {"items": list(items)}, self._access)
+        try:
+            return Upserted(**{**answer, "ignored_properties": tuple(answer["ignored_properties"])})
+        except (TypeError, KeyError) as error:
+            raise InferenceUnavailable(f"the inference service's answer cannot be read: {error}") from None
 
     async def close(self) -> None:
         self._closed = True
@@ -145,7 +175,7 @@ class GrpcInferenceClient:
                 failure = error
         raise failure or InferenceUnavailable("no inference target can be reached; see `silkrec doctor`")
 
-    def _order(self, user_key: str) -> list[_Target]:
+    def _order(self, user_key: str) -> list[Target]:
         """Reachable targets, the user's own first. Those known to be down are left out."""
         if self._closed:
             raise InferenceUnavailable("the inference client is closed")
@@ -174,123 +204,11 @@ class _Answer:
         return found
 
 
-@dataclass(slots=True)
-class _Connection:
-    channel: aio.Channel
-    stub: oip_pb2_grpc.GRPCInferenceServiceStub
-    watch: asyncio.Task[None]
-    state: grpc.ChannelConnectivity = grpc.ChannelConnectivity.IDLE
-
-
 class _Asked(NamedTuple):
     """`at` on time.monotonic."""
 
-    target: _Target
+    target: Target
     at: float
-
-
-@dataclass(eq=False)
-class _Target:
-    """One engine process. Its connections are opened at the first use and watched from then on."""
-
-    name: str
-    shunned_until: float = 0.0
-    transit_s: float = 0.001
-    """What a call costs beside the server's own time: both ways, serialising, and event loops that are busy."""
-    _closed: bool = False
-    _connections: list[_Connection] = field(default_factory=list)
-    _turn: int = 0
-
-    def weight(self, user_key: str) -> int:
-        digest = hashlib.blake2b(f"{self.name}\0{user_key}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big")
-
-    def reachable(self) -> bool:
-        """False only while every connection is known to fail: one that is being made takes calls."""
-        self._open()
-        return any(c.state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE for c in self._connections)
-
-    def shun(self, seconds: float) -> None:
-        """Others go first until then."""
-        self.shunned_until = max(self.shunned_until, time.monotonic() + seconds)
-
-    def budget_s(self, left_s: float) -> float:
-        """What the server may use, so that its answer is here in time."""
-        return left_s - min(self.transit_s, _TRANSIT_MOST * left_s)
-
-    async def infer(
-        self, message: pb.ModelInferRequest, timeout_s: float, metadata: tuple[tuple[str, str], ...]
-    ) -> pb.ModelInferResponse:
-        begin = time.monotonic()
-        try:
-            stub = self._next().stub
-            answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
-        except aio.AioRpcError as error:
-            raise self._translated(error) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                raise InferenceUnavailable("the inference client was closed") from None
-            raise
-        self._learn(answer, time.monotonic() - begin)
-        return answer
-
-    def _learn(self, answer: pb.ModelInferResponse, seconds: float) -> None:
-        if wire.TOOK_US in answer.parameters:
-            beyond_s = max(0.0, seconds - answer.parameters[wire.TOOK_US].int64_param * 1e-6) - self.transit_s
-            self.transit_s += beyond_s * (_TRANSIT_UP if beyond_s > 0 else _TRANSIT_DOWN)
-
-    async def model_ready(self, version: str) -> bool:
-        if not self.reachable():
-            return False
-        ask = pb.ModelReadyRequest(name=MODEL_NAME, version=version)
-        try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                answer = await self._next().stub.ModelReady(ask, timeout=_READY_TIMEOUT_S)
-        except (aio.AioRpcError, TimeoutError):
-            return False
-        return bool(answer.ready)
-
-    async def close(self) -> None:
-        self._closed = True
-        connections, self._connections = self._connections, []
-        for connection in connections:
-            connection.watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await connection.watch
-            await connection.channel.close(None)
-
-    def _open(self) -> None:
-        while len(self._connections) < _CHANNELS:
-            channel = aio.insecure_channel(self.name, options=_OPTIONS)
-            stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-            position = len(self._connections)
-            watch = asyncio.create_task(self._watch(channel, position), name=f"watch {self.name}")
-            self._connections.append(_Connection(channel, stub, watch))
-
-    async def _watch(self, channel: aio.Channel, position: int) -> None:
-        """Keeps the state known and the channel connecting: an idle one would find out only under a request."""
-        while True:
-            state = channel.get_state(try_to_connect=True)
-            if position < len(self._connections):
-                self._connections[position].state = state
-            await channel.wait_for_state_change(state)
-
-    def _next(self) -> _Connection:
-        self._open()
-        working = [c for c in self._connections if c.state is grpc.ChannelConnectivity.READY] or self._connections
-        self._turn += 1
-        return working[self._turn % len(working)]
-
-    def _translated(self, error: aio.AioRpcError) -> SilkrecError:
-        code, detail = error.code(), error.details() or ""
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(detail or "the inference service did not answer within the deadline")
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return Overloaded(detail, retry_after_s=0.05)
-        if code is grpc.StatusCode.UNAVAILABLE:
-            self.shun(_SHUN_S)
-        return InferenceUnavailable(f"the inference service answered {code.name}: {detail}")
 
 
 def _history(history: History) -> list[tuple[str, str, wire.Array]]:

@@ -13,7 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
-from services.inference.client import GrpcInferenceClient, InferenceClient
+from services.inference.client import EngineControl, GrpcInferenceClient, InferenceClient
 from services.recommender.catalogue import Catalogue
 from services.recommender.journal import Journal
 from services.recommender.metrics import JournalMetrics, ServingMetrics, SlateMetrics
@@ -25,6 +25,7 @@ from services.recommender.serving import ServingState, StateHolder
 from services.recommender.serving.catalogue_refresher import CatalogueRefresher
 from services.recommender.serving.dependencies import DependencyWatcher
 from services.recommender.serving.frozen import FrozenSlates
+from services.recommender.serving.new_items import NewItems
 from services.recommender.serving.popular_refresher import PopularRefresher
 from services.recommender.serving.readiness import ReadinessBoard
 from services.recommender.serving.releases import ReleaseWatcher
@@ -49,13 +50,14 @@ SWITCH_INTERVAL_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class _Stores:
-    """What is opened first and closed last."""
+    """What is opened first and closed last. `engines`: None where somebody else's client was brought along."""
 
     database: Database
     redis: Redis
     redis_write: Redis
     reader: FeatureReader
     inference: InferenceClient
+    engines: EngineControl | None
     artifacts: ArtifactStore
     keys: KeyCache
 
@@ -68,12 +70,15 @@ class _Followers:
     catalogue: CatalogueRefresher
     popular: PopularRefresher
     dependencies: DependencyWatcher
+    new_items: NewItems | None
 
     def start(self, tasks: TaskOwner) -> None:
         tasks.start("catalogue", self.catalogue.run)
         tasks.start("popular", self.popular.run)
         tasks.start("releases", self.releases.run)
         tasks.start("dependencies", self.dependencies.run)
+        if self.new_items is not None:
+            tasks.start("new items", self.new_items.run)
 
     def loaded(self) -> bool:
         return self.catalogue.loaded and self.popular.loaded
@@ -144,13 +149,15 @@ def _open_stores(settings: Settings, inference: InferenceClient | None, stack: c
     stack.push_async_callback(redis_write.aclose, close_connection_pool=True)
     reader = FeatureReader(database, redis, settings.features, ActionTable.from_schema(settings.data))
     stack.push_async_callback(reader.close)
-    key = settings.recommender.inference_key
-    inference = inference or GrpcInferenceClient(
-        settings.inference_targets(), key=None if key is None else key.get_secret_value()
-    )
+    engines: EngineControl | None = None
+    if inference is None:
+        key = settings.recommender.inference_key
+        inference = engines = GrpcInferenceClient(
+            settings.inference_targets(), key=None if key is None else key.get_secret_value()
+        )
     stack.push_async_callback(inference.close)
     artifacts = ArtifactStore(settings.artifacts_dir())
-    return _Stores(database, redis, redis_write, reader, inference, artifacts, KeyCache(database))
+    return _Stores(database, redis, redis_write, reader, inference, engines, artifacts, KeyCache(database))
 
 
 def _journal(settings: Settings, stores: _Stores, metrics: Metrics, stack: contextlib.AsyncExitStack) -> Journal:
@@ -172,6 +179,10 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
         with database.read() as connection:
             return deployments.active(connection)
 
+    new_items = None
+    if stores.engines is not None:
+        fields = [name for name, field in settings.data.item_fields.items() if field.feature]
+        new_items = NewItems(stores.engines, fields, refresh_s=refresh_s)
     return _Followers(
         ReleaseWatcher(
             database=database,
@@ -182,7 +193,14 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
             metrics=metrics,
             refresh_s=refresh_s,
         ),
-        CatalogueRefresher(database=database, reader=reader, holder=holder, metrics=metrics, refresh_s=refresh_s),
+        CatalogueRefresher(
+            database=database,
+            reader=reader,
+            holder=holder,
+            metrics=metrics,
+            refresh_s=refresh_s,
+            heard=None if new_items is None else new_items.heard,
+        ),
         PopularRefresher(
             database=database,
             reader=reader,
@@ -192,6 +210,7 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
             half_life_days=settings.recommender.popular_half_life_days,
         ),
         DependencyWatcher(redis=stores.redis, inference=stores.inference, holder=holder),
+        new_items,
     )
 
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from services.features.users.deletion_worker import DeletionStores, DeletionWorker, Histories
 from services.features.users.latents import LatentsDoor
 from services.features.users.service import UserService
+from services.inference.client import GrpcInferenceClient
 from shared.actions import ActionTable
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import Settings
@@ -33,7 +34,10 @@ class UsersPart:
         histories: Histories,
         actions: ActionTable,
     ) -> UsersPart:
-        latents = LatentsDoor.of(settings.inference, settings.recommender.inference_key)
+        key = settings.recommender.inference_key
+        latents = LatentsDoor(
+            GrpcInferenceClient(settings.inference_targets(), key=None if key is None else key.get_secret_value())
+        )
         stores = DeletionStores(database, redis_write, histories, latents, tuple(settings.data.scenes))
         service = UserService(database, redis_write, histories, settings.features.history, actions)
         return cls(service, DeletionWorker(stores), latents)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from services.recommender.catalogue import CatalogueRow
+from services.recommender.catalogue import Catalogue, CatalogueRow
 from services.recommender.fresh import FreshTable
 from services.recommender.metrics import ServingMetrics
 from services.recommender.serving.state import StateHolder
@@ -24,7 +24,8 @@ class ItemReader(Protocol):
 
 
 class CatalogueRefresher:
-    """`run()` for ever in one task, the catalogue's only writer. `status`: `ok`, or what is wrong."""
+    """`run()` for ever in one task, the catalogue's only writer. `status`: `ok`, or what is wrong. `heard` gets every
+    row that was applied, in a worker thread."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class CatalogueRefresher:
         holder: StateHolder,
         metrics: ServingMetrics,
         refresh_s: float,
+        heard: Callable[[Sequence[CatalogueRow]], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
@@ -41,6 +43,7 @@ class CatalogueRefresher:
         self._holder = holder
         self._metrics = metrics
         self._refresh_s = refresh_s
+        self._heard = heard
         self._sleep = sleep
         self.status = "not read yet"
         self.read = asyncio.Event()
@@ -61,7 +64,7 @@ class CatalogueRefresher:
         applied = 0
         try:
             while rows := await self._database.run(self._reader.changed_items, catalogue.revision, CHUNK):
-                await asyncio.to_thread(catalogue.apply, rows)
+                await asyncio.to_thread(self._apply, catalogue, rows)
                 applied += len(rows)
                 if len(rows) < CHUNK:
                     break
@@ -76,3 +79,8 @@ class CatalogueRefresher:
             self._metrics.catalogue_items.set(catalogue.count)
             self._metrics.catalogue_revision.set(catalogue.revision)
         return applied
+
+    def _apply(self, catalogue: Catalogue, rows: Sequence[CatalogueRow]) -> None:
+        catalogue.apply(rows)
+        if self._heard is not None:
+            self._heard(rows)

@@ -30,7 +30,7 @@ SETTINGS = Settings.model_validate(
     {
         "data": {"user_fields": {"country": {"type": "string"}, "age": {"type": "number"}}},
         # Nothing listens there, so the receipts of deletions say what an inference service without latents would.
-        "inference": {"port": 1},
+        "recommender": {"inference_targets": ["127.0.0.1:1"]},
     }
 )
 ACTIONS = ActionTable.from_schema(SETTINGS.data)

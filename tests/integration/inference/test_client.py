@@ -7,7 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -19,10 +19,12 @@ from grpc import aio
 from services.inference import wire
 from services.inference.client import GrpcInferenceClient
 from shared.contracts.history import pack
-from shared.contracts.inference import EncodeRequest, RankRequest
+from shared.contracts.inference import EncodeRequest, Forgotten, NewItem, RankRequest
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
+from shared.storage import keys
+from shared.storage.database import Database
 from tests.inference_models import TINY
 from tests.inference_process import InferenceProcess, eventually, inference_process, promote, settings_of
 
@@ -404,3 +406,79 @@ def test_closing_ends_what_is_under_way_and_refuses_the_rest(server: InferencePr
             server.send(signal.SIGCONT)
 
     asyncio.run(scenario())
+
+
+def test_a_user_is_forgotten_by_every_engine_that_runs_and_those_that_do_not_are_counted(tmp_path: Path) -> None:
+    async def cached(target: str) -> int:
+        async with client_of(target) as client:
+            return (await client.rank(ranking("u:gone"))).cached_events
+
+    async def scenario(one: InferenceProcess, two: InferenceProcess) -> None:
+        for server in (one, two):
+            assert [await cached(server.target), await cached(server.target)] == [0, 3]
+        never = f"unix:{tmp_path / 'never.sock'}"
+        async with client_of(one.target, two.target, never, "127.0.0.1:1") as client:
+            assert await client.forget("u:gone") == Forgotten(confirmed=2, not_running=2)
+            assert await client.forget("u:never seen") == Forgotten(confirmed=2, not_running=2)
+        assert [await cached(one.target), await cached(two.target)] == [0, 0]
+        two.send(signal.SIGSTOP)
+        try:
+            async with client_of(one.target, two.target) as client:
+                await failing(client.forget("u:gone"), InferenceUnavailable)
+        finally:
+            two.send(signal.SIGCONT)
+        assert await cached(one.target) == 0, "the engine that runs forgot all the same"
+        await asyncio.to_thread(two.kill)
+        async with client_of(one.target, two.target) as client:
+            assert await client.forget("u:gone") == Forgotten(confirmed=1, not_running=1)
+
+    with inference_process(tmp_path / "one") as one, inference_process(tmp_path / "two") as two:
+        asyncio.run(scenario(one, two))
+
+
+def test_new_items_reach_the_engine_that_is_named_and_bad_ones_are_refused_with_their_place(
+    server: InferenceProcess,
+) -> None:
+    async def scenario() -> None:
+        async with client_of(server.target) as client:
+            assert client.targets == (server.target,)
+            nothing = await client.upsert_items(server.target, [])
+            assert (nothing.model_version, nothing.vocabulary) == ("m-1", TINY.vocabulary)
+            sent = [NewItem(3, None, (), {}), NewItem(TINY.vocabulary, "A ring", ("tea",), {"weight": 2.5})]
+            told = await client.upsert_items(server.target, sent)
+            assert told == replace(nothing, known=1, without_tokens=1)
+            with pytest.raises(InferenceUnavailable, match=r"INVALID_ARGUMENT: /items/0/item_index"):
+                await client.upsert_items(server.target, [NewItem(-1, None, (), {})])
+            with pytest.raises(InferenceUnavailable, match=r"INVALID_ARGUMENT: .*twice"):
+                await client.upsert_items(server.target, [sent[0], sent[0]])
+
+    asyncio.run(scenario())
+
+
+def test_a_door_on_tcp_asks_who_forgets_and_who_tells(tmp_path: Path) -> None:
+    with inference_process(tmp_path / "var", tcp=True) as server:
+        database = settings_of(tmp_path / "var").settings
+        opened = Database(database.database_url(), database.database)
+        key = keys.create(opened, "server", "back end").text
+        opened.close()
+
+        async def scenario() -> None:
+            stranger, friend = GrpcInferenceClient([server.tcp]), GrpcInferenceClient([server.tcp], key=key)
+            try:
+
+                async def refused() -> bool:
+                    try:
+                        await stranger.forget("u:1")
+                    except InferenceUnavailable as error:
+                        return "UNAUTHENTICATED" in error.detail
+                    return False
+
+                await eventually(refused)  # keys are read every 2 s
+                with pytest.raises(InferenceUnavailable, match="UNAUTHENTICATED"):
+                    await stranger.upsert_items(server.tcp, [])
+                assert (await friend.forget("u:1")).confirmed == 1
+                assert (await friend.upsert_items(server.tcp, [])).model_version == "m-1"
+            finally:
+                await asyncio.gather(stranger.close(), friend.close())
+
+        asyncio.run(scenario())

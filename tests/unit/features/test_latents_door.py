@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import httpx
 import pytest
 
 from services.features.users.latents import LatentsDoor
+from shared.contracts.inference import Forgotten
 from shared.errors import InferenceUnavailable
 
-Answer = Callable[[httpx.Request], httpx.Response]
+
+@dataclass
+class Engines:
+    """Answer with `told`, or do not confirm when there is none."""
+
+    told: Forgotten | None
+    asked: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    async def forget(self, user_key: str) -> Forgotten:
+        self.asked.append(user_key)
+        if self.told is None:
+            raise InferenceUnavailable("an engine answered UNAUTHENTICATED")
+        return self.told
+
+    async def close(self) -> None:
+        self.closed = True
 
 
-def delete(answer: Answer, *, key: str = "") -> dict[str, object]:
+def delete(engines: Engines) -> dict[str, object]:
     async def scenario() -> dict[str, object]:
-        client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-        door = LatentsDoor("http://inference", key=key, client=client)
+        door = LatentsDoor(engines)
         try:
             return await door.delete("u:a b")
         finally:
@@ -26,34 +41,23 @@ def delete(answer: Answer, *, key: str = "") -> dict[str, object]:
     return asyncio.run(scenario())
 
 
-def test_a_confirmed_deletion_is_done_and_shows_the_key() -> None:
-    seen: list[httpx.Request] = []
-
-    def confirm(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(204)
-
-    assert delete(confirm, key="secret")["state"] == "done"
-    assert seen[0].url.raw_path == b"/v1/latents/u%3Aa%20b"
-    assert seen[0].headers["authorization"] == "Bearer secret"
+def test_a_confirmed_deletion_is_done() -> None:
+    engines = Engines(Forgotten(confirmed=2, not_running=0))
+    told = delete(engines)
+    assert (told["state"], told["engines"], told["note"]) == ("done", 2, "2 of 2 engines confirmed")
+    assert (engines.asked, engines.closed) == (["u:a b"], True)
 
 
-def test_a_service_that_does_not_run_keeps_nothing() -> None:
-    def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("nobody listens", request=request)
-
-    assert delete(refuse)["state"] == "not_kept"
-
-
-@pytest.mark.parametrize("status", [401, 500, 503])
-def test_a_service_that_runs_and_does_not_confirm_is_asked_again(status: int) -> None:
-    with pytest.raises(InferenceUnavailable, match=str(status)):
-        delete(lambda _: httpx.Response(status))
+def test_an_engine_that_does_not_run_is_named_beside_those_that_confirmed() -> None:
+    told = delete(Engines(Forgotten(confirmed=1, not_running=1)))
+    assert told["state"] == "done"
+    assert str(told["note"]).startswith("1 of 2 engines confirmed; the others do not run")
 
 
-def test_a_service_that_hangs_is_asked_again() -> None:
-    def hang(request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadTimeout("no answer", request=request)
+def test_engines_that_do_not_run_keep_nothing() -> None:
+    assert delete(Engines(Forgotten(confirmed=0, not_running=2)))["state"] == "not_kept"
 
-    with pytest.raises(InferenceUnavailable, match="ReadTimeout"):
-        delete(hang)
+
+def test_an_engine_that_runs_and_does_not_confirm_is_asked_again() -> None:
+    with pytest.raises(InferenceUnavailable, match="UNAUTHENTICATED"):
+        delete(Engines(None))
