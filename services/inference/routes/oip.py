@@ -11,10 +11,31 @@ from services.inference import describe, tensors
 from services.inference.engine.engine import Engine
 from services.inference.metrics import DoorMetrics
 from shared.contracts.inference import MODEL_NAME
+from shared.errors import FieldError, ValidationFailed
 from shared.web.auth import Principal, require
-from shared.web.json import JsonResponse
+from shared.web.json import JsonResponse, RouteHandler, StrictRoute
+from shared.web.problem import UnsupportedMediaType
 
-router = APIRouter(tags=["inference"])
+_BINARY_HEADER = "inference-header-content-length"
+_JSON_ONLY = "tensors are JSON over REST; set binary_data=False for inputs and outputs, or use gRPC, which is binary"
+
+
+class _JsonOnly(StrictRoute):
+    """Triton's binary extension of the protocol is not spoken here, and metadata does not name it. Its clients use it
+    unless told otherwise, so they are told how, rather than that their bytes are no JSON."""
+
+    def get_route_handler(self) -> RouteHandler:
+        handler = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if _BINARY_HEADER in request.headers:
+                raise UnsupportedMediaType(_JSON_ONLY)
+            return await handler(request)
+
+        return checked
+
+
+router = APIRouter(tags=["inference"], route_class=_JsonOnly)
 Caller = Annotated[Principal, Depends(require("server"))]
 Values = bool | int | float | str
 
@@ -104,11 +125,12 @@ async def infer_version(request: Request, name: str, version: str, body: InferBo
 async def _infer(request: Request, name: str, version: str, body: InferBody) -> Response:
     with cast("DoorMetrics", request.state.doors).request("rest"):
         describe.check_name(name)
+        parameters = _json_only(body)
         inputs = [
             tensors.array_from(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data, index=index)
             for index, tensor in enumerate(body.inputs)
         ]
-        asked = tensors.infer_request(inputs, body.parameters, model_version=version)
+        asked = tensors.infer_request(inputs, parameters, model_version=version)
         wanted = [output.name for output in body.outputs]
         tensors.check_outputs(wanted, ranks=asked.candidate is not None)
         answer = await _engine(request).infer(asked)
@@ -124,6 +146,19 @@ async def _infer(request: Request, name: str, version: str, body: InferBody) -> 
             ],
         }
     )
+
+
+def _json_only(body: InferBody) -> dict[str, Values]:
+    """The parameters without those that ask for what is done anyway. Raises ValidationFailed for binary answers."""
+    asked = [("/parameters/binary_data_output", body.parameters.get("binary_data_output"))]
+    asked += [
+        (f"/outputs/{index}/parameters/binary_data", output.parameters.get("binary_data"))
+        for index, output in enumerate(body.outputs)
+    ]
+    for pointer, value in asked:
+        if value not in (None, False):
+            raise ValidationFailed(_JSON_ONLY, errors=[FieldError(pointer, "must be false", "unsupported")])
+    return {name: value for name, value in body.parameters.items() if name != "binary_data_output"}
 
 
 def _ready(is_ready: bool) -> Response:

@@ -199,6 +199,8 @@ BAD_BODIES = [
     ({"inputs": []}, "/inputs"),
     ({"inputs": body()["inputs"][:2]}, "/inputs"),
     ({**body([1]), "outputs": [{"name": "user_vector"}]}, "/outputs/0/name"),
+    ({**body([1]), "outputs": [{"name": "scores", "parameters": {"binary_data": True}}]}, "/outputs/0/parameters"),
+    (body([1], binary_data_output=True), "/parameters/binary_data_output"),
     ({}, "/inputs"),
 ]
 
