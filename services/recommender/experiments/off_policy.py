@@ -67,11 +67,9 @@ class Log:
     clusters: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        columns = {"target": self.target, "propensity": self.propensity}
-        if self.clusters is not None:
-            columns["clusters"] = self.clusters.astype(np.float64)
+        columns = {"target": self.target, "propensity": self.propensity, "clusters": self.clusters}
         for name, column in columns.items():
-            if column.shape != self.reward.shape or self.reward.ndim != 1:
+            if column is not None and (column.shape != self.reward.shape or self.reward.ndim != 1):
                 raise _refuse(name, f"has shape {column.shape} for rewards {self.reward.shape}; give one number a row")
         if not np.isfinite(self.reward).all():
             raise _refuse("reward", "holds NaN or infinite numbers; leave those rows out")
@@ -138,7 +136,7 @@ def _variance_of_sum(residual: Values, clusters: npt.NDArray[np.int64] | None) -
     """Of Σ residual (which is 0 in the sample), with whole clusters as what varies."""
     if clusters is not None:
         _, index = np.unique(clusters, return_inverse=True)
-        residual = np.bincount(index, weights=residual)
+        residual = np.asarray(np.bincount(index, weights=residual), np.float64)
     count = len(residual)
     return float(residual @ residual) * count / (count - 1) if count > 1 else math.inf
 
@@ -154,8 +152,8 @@ def _refused(found: Overlap, log: Log) -> str | None:
     error = math.sqrt(_variance_of_sum(log.weights - found.mean_weight, log.clusters)) / found.n
     if abs(found.mean_weight - 1) > 0.05 + 4 * error:
         return (
-            f"weights average {found.mean_weight:.2f} and not 1: the new policy shows what the logged one never could, or "
-            "the propensities are wrong"
+            f"weights average {found.mean_weight:.2f} and not 1: the new policy shows what the logged one never could, "
+            "or the propensities are wrong"
         )
     return None
 

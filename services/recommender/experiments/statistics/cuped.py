@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from services.recommender.experiments.statistics._checks import check_finite, refuse
-from services.recommender.experiments.statistics.moments import Mean, Moments, Ratio, Statistic, add, covariance
+from services.recommender.experiments.statistics.moments import (
+    Mean,
+    Moments,
+    Ratio,
+    Statistic,
+    above_rounding,
+    add,
+    covariance,
+)
 
 
 class PairedStatistic(Protocol):
@@ -137,7 +145,7 @@ class Adjusted:
         """Of `scale` x post - θ x pre: what the control adds to a relative lift, in which post stands twice."""
         paired, theta = self.paired, self.theta
         own = paired.post.variance * scale**2 + theta**2 * paired.pre.variance
-        return max(own - 2 * theta * scale * paired.covariance, 0.0)
+        return above_rounding(own - 2 * theta * scale * paired.covariance, own)
 
 
 P = TypeVar("P", Paired, PairedRatio)

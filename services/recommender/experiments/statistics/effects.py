@@ -19,7 +19,8 @@ class Problem(StrEnum):
 
     NO_UNITS = "a variant has no units yet"
     NO_VARIANCE = "all units of a variant are equal, so nothing says how far chance reaches"
-    CONTROL_IS_ZERO = "the control's mean is zero, so no lift can be relative to it"
+    CONTROL_IS_ZERO = "the control is zero, so no lift can be relative to it"
+    FEW_USERS = "a variant has fewer than 20 users, too few to draw from again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ power for all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.recommender.experiments.statistics._checks import refuse
@@ -71,12 +71,15 @@ def non_inferior_at_any_look(
     alpha: float = 0.05,
     tuning: float = DEFAULT_TUNING,
 ) -> Guardrail:
-    """The same by a confidence sequence, for an alarm that watches from the first day. Two-sided at 2 `alpha`."""
+    """The same by a confidence sequence, for an alarm that watches from the first day. Its interval is two-sided at
+    `alpha`, so each side errs less: half of it would not be proven to suffice, as a path may leave on both sides."""
     _check_margin(margin)
     sign = 1.0 if lower_is_better else -1.0
     found = confidence_sequence(
-        control, treatment, relative=relative, alpha=min(2 * alpha, 0.999), test_value=sign * margin, tuning=tuning
+        control, treatment, relative=relative, alpha=alpha, test_value=sign * margin, tuning=tuning
     )
+    if sign * found.estimate >= margin:
+        found = replace(found, p_value=1.0)  # two-sided evidence, but of the harm
     worst, best = (found.high, found.low) if lower_is_better else (-found.low, -found.high)
     return _judged(found, worst, best, margin)
 

@@ -96,7 +96,7 @@ class Moments(_Unadjusted):
         """Unbiased; 0 for fewer than two units or equal ones."""
         if self.n < 2:
             return 0.0
-        return _above_rounding(self.sum_squares - self.sum**2 / self.n, self.sum_squares) / (self.n - 1)
+        return above_rounding(self.sum_squares - self.sum**2 / self.n, self.sum_squares) / (self.n - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ class Proportion(_Unadjusted):
     sum: float
 
     def __post_init__(self) -> None:
-        _check_sums(self.n, self.sum, self.sum)
         if not 0 <= self.sum <= self.n:
             raise refuse("sum", f"is {self.sum} of {self.n} units; a unit converts once, so count distinct units")
+        _check_sums(self.n, self.sum, self.sum)
 
     def __add__(self, other: Proportion) -> Proportion:
         return Proportion(self.n + other.n, self.sum + other.sum)
@@ -177,7 +177,7 @@ class Ratio(_Unadjusted):
             return 0.0
         spread = self.numerator.variance + self.mean**2 * self.denominator.variance
         shared = 2 * self.mean * covariance(self.numerator, self.denominator, self.sum_products)
-        return _above_rounding(spread - shared, spread) / self.denominator.mean**2
+        return above_rounding(spread - shared, spread) / self.denominator.mean**2
 
 
 def add(one: Mean, other: Mean) -> Mean:
@@ -192,7 +192,8 @@ def covariance(one: Mean, other: Mean, sum_products: float) -> float:
     return (sum_products - one.sum * other.sum / one.n) / (one.n - 1) if one.n > 1 else 0.0
 
 
-def _above_rounding(centred: float, raw: float) -> float:
+def above_rounding(centred: float, raw: float) -> float:
+    """`centred`, or 0 when it is no more than rounding of `raw` leaves: a chance p-value must not come of that."""
     return centred if centred > _ROUNDING * raw else 0.0
 
 

@@ -7,12 +7,14 @@ draw is a count a user.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from services.recommender.experiments.statistics._checks import check_alpha, refuse
+from services.recommender.experiments.statistics.effects import Problem
 
 Values = npt.NDArray[np.float64]
 
@@ -22,7 +24,8 @@ FEWEST_USERS = 20
 
 @dataclass(frozen=True, slots=True)
 class QuantileLift:
-    """`control` and `treatment` as they are, the lift, its bootstrap error and its 1 - α percentile interval."""
+    """`control` and `treatment` as they are, the lift, its bootstrap error and its 1 - α percentile interval. With a
+    `problem` the lift is NaN and the interval the whole line."""
 
     control: float
     treatment: float
@@ -30,6 +33,7 @@ class QuantileLift:
     standard_error: float
     low: float
     high: float
+    problem: Problem | None = None
 
 
 class Clustered:
@@ -43,13 +47,13 @@ class Clustered:
             raise refuse("values", "hold NaN or infinite numbers; leave those events out")
         _, index = np.unique(who, return_inverse=True)
         self.users = int(index.max()) + 1 if len(index) else 0
-        if self.users < FEWEST_USERS:
-            raise refuse("users", f"are {self.users}; a bootstrap over users needs {FEWEST_USERS} or more a variant")
         order = np.argsort(x, kind="stable")
         self._sorted, self._user = x[order], index[order].astype(np.int64)
 
     def quantile(self, q: float) -> float:
-        """The smallest value with a share of at least `q` of the events at or below it."""
+        """The smallest value with a share of at least `q` of the events at or below it; NaN without events."""
+        if not self.users:
+            return math.nan
         return float(self._sorted[_position(np.arange(1, len(self._sorted) + 1), q)])
 
     def resampled(self, q: float, random: np.random.Generator) -> float:
@@ -76,16 +80,28 @@ def quantile_lift(
     if draws < 100:
         raise refuse("draws", f"is {draws}; an interval's ends need 100 or more, 1,000 is usual")
     a, b = control.quantile(q), treatment.quantile(q)
-    if relative and a == 0:
-        raise refuse("control", "has a quantile of 0, so no lift can be relative to it; ask for the absolute one")
+    problem = _problem(control, treatment, zero=relative and a == 0)
+    if problem is not None:
+        return QuantileLift(a, b, math.nan, math.nan, -math.inf, math.inf, problem)
     random = np.random.default_rng(seed)
     pairs = np.array([(control.resampled(q, random), treatment.resampled(q, random)) for _ in range(draws)])
     lifts = pairs[:, 1] - pairs[:, 0]
     if relative:
-        lifts /= pairs[:, 0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lifts /= pairs[:, 0]
+        lifts = lifts[np.isfinite(lifts)]  # draws whose control quantile is zero say nothing
     low, high = np.quantile(lifts, [alpha / 2, 1 - alpha / 2])
     estimate = (b - a) / a if relative else b - a
     return QuantileLift(a, b, estimate, float(lifts.std(ddof=1)), float(low), float(high))
+
+
+def _problem(control: Clustered, treatment: Clustered, *, zero: bool) -> Problem | None:
+    fewest = min(control.users, treatment.users)
+    if fewest == 0:
+        return Problem.NO_UNITS
+    if fewest < FEWEST_USERS:
+        return Problem.FEW_USERS
+    return Problem.CONTROL_IS_ZERO if zero else None
 
 
 def _position(cumulative: npt.NDArray[np.int64], q: float) -> int:
