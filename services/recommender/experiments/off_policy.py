@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from shared.errors import FieldError, ValidationFailed
 
@@ -29,7 +29,7 @@ LEAST_EFFECTIVE = 100.0
 """Effective rows below which the normal interval is not to be trusted."""
 LEAST_SHARE = 0.005
 """Effective rows for each row below which a few weights decide everything."""
-LARGEST_ROW = 0.1
+LARGEST_ROW = 0.05
 """Share of all weight that one row may hold."""
 
 
@@ -128,7 +128,7 @@ def _value(log: Log, numerator: Values, denominator: Values | None, alpha: float
     estimate = float(numerator.sum()) / size
     residual = numerator - (estimate if denominator is None else estimate * denominator)
     error = math.sqrt(_variance_of_sum(residual, log.clusters)) / size
-    reach = float(stats.norm.ppf(1 - alpha / 2)) * error
+    reach = -float(special.ndtri(alpha / 2)) * error
     return Value(estimate, error, estimate - reach, estimate + reach, found)
 
 

@@ -61,15 +61,15 @@ def test_credit_goes_to_the_team_that_picked_what_was_clicked() -> None:
 
 def simulated(good: np.ndarray, a: np.ndarray, b: np.ndarray, users: int, random: np.random.Generator) -> list[Credit]:
     """Users with a bias to the top who click what is good, over two slates each."""
-    credits = []
+    earned = []
     for _ in range(users):
         credit = Credit(0, 0)
         for _ in range(2):
             slate = team_draft(a, b, 5, int(random.integers(2**32)))
             seen = random.random(5) < 0.8 ** np.arange(5)
             credit += Credit.of(slate.team, seen & (random.random(5) < good[slate.items]))
-        credits.append(credit)
-    return credits
+        earned.append(credit)
+    return earned
 
 
 def test_the_better_ranking_wins_and_clicks_that_do_not_look_at_items_prefer_nobody() -> None:

@@ -55,7 +55,10 @@ def test_power_is_that_of_the_test_in_simulation() -> None:
 def test_without_an_effect_power_is_alpha_and_it_rises_with_units_and_effect() -> None:
     assert power(PLAN, 0.0, 10_000) == pytest.approx(0.05)
     assert power(PLAN, 0.02, 10_000) < power(PLAN, 0.02, 20_000) < power(PLAN, 0.03, 20_000)
-    assert power(PLAN, -0.02, 10_000) == pytest.approx(power(PLAN, 0.02, 10_000), abs=0.01)
+    absolute = Plan(mean=10.0, variance=25.0, relative=False)
+    assert power(absolute, -0.2, 10_000) == power(absolute, 0.2, 10_000)
+    # A larger treatment mean adds to the error of a relative lift, a smaller one takes from it.
+    assert power(PLAN, -0.02, 10_000) > power(absolute, 0.2, 10_000) > power(PLAN, 0.02, 10_000)
 
 
 def test_peeking_costs_units_and_cuped_spares_them() -> None:

@@ -33,7 +33,7 @@ def test_a_quantile_is_numpys_inverted_cdf(q: float) -> None:
 
 def test_the_interval_covers_the_true_lift_and_one_that_ignores_users_does_not() -> None:
     random = np.random.default_rng(2)
-    runs, truth = 200, 0.1
+    runs, truth = 120, 0.1
     by_user = by_event = 0
     for seed in range(runs):
         (a, a_users), (b, b_users) = latencies(random, 120), latencies(random, 120, 1 + truth)

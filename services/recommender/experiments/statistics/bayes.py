@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 from services.recommender.experiments.statistics._checks import check_alpha, check_positive
 from services.recommender.experiments.statistics.effects import Problem, lift
@@ -65,8 +65,9 @@ def posterior(
     if prior.proper:
         precision, weighted = precision + 1 / prior.variance, weighted + prior.mean / prior.variance
     mean, error = weighted / precision, math.sqrt(1 / precision)
-    low, high = (float(stats.norm.ppf(q, mean, error)) for q in (alpha / 2, 1 - alpha / 2))
-    above = float(stats.norm.cdf(mean / error))
+    reach = -float(special.ndtri(alpha / 2)) * error
+    low, high = mean - reach, mean + reach
+    above = float(special.ndtr(mean / error))
     gain, loss = _expected_excess(mean, error), _expected_excess(-mean, error)
     if lower_is_better:
         return Posterior(mean, error, low, high, 1 - above, loss, gain)
@@ -76,4 +77,4 @@ def posterior(
 def _expected_excess(mean: float, error: float) -> float:
     """E[max(X, 0)] of X ~ N(mean, error²)."""
     z = mean / error
-    return mean * float(stats.norm.cdf(z)) + error * float(stats.norm.pdf(z))
+    return mean * float(special.ndtr(z)) + error * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
-from scipy import stats
+from scipy import special
 
 from services.recommender.experiments.statistics._checks import check_alpha
 from services.recommender.experiments.statistics.effects import Estimate, Problem, lift, unknown
@@ -65,12 +65,13 @@ def _freedom(control: Statistic, treatment: Statistic) -> float:
 
 
 def _tested(estimate: float, error: float, freedom: float, alpha: float, test_value: float, side: Side) -> Estimate:
+    """By `scipy.special`: `scipy.stats` takes 160 µs for the two numbers, a whole test here 10; a page has hundreds."""
     distance = (estimate - test_value) / error
     if side is Side.TWO:
-        width = float(stats.t.ppf(1 - alpha / 2, freedom)) * error
-        p_value = 2 * float(stats.t.sf(abs(distance), freedom))  # sf, not 1 - cdf: keeps small p exact
+        width = -float(special.stdtrit(freedom, alpha / 2)) * error
+        p_value = 2 * float(special.stdtr(freedom, -abs(distance)))  # the lower tail: 1 - cdf loses a small p
         return Estimate(estimate, error, estimate - width, estimate + width, p_value)
-    width = float(stats.t.ppf(1 - alpha, freedom)) * error
+    width = -float(special.stdtrit(freedom, alpha)) * error
     if side is Side.GREATER:
-        return Estimate(estimate, error, estimate - width, math.inf, float(stats.t.sf(distance, freedom)))
-    return Estimate(estimate, error, -math.inf, estimate + width, float(stats.t.cdf(distance, freedom)))
+        return Estimate(estimate, error, estimate - width, math.inf, float(special.stdtr(freedom, -distance)))
+    return Estimate(estimate, error, -math.inf, estimate + width, float(special.stdtr(freedom, distance)))

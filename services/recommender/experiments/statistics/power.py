@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from scipy import stats
+from scipy import special
 
 from services.recommender.experiments.statistics._checks import check_alpha, check_positive, refuse
 from services.recommender.experiments.statistics.sequential import critical_value
@@ -50,7 +50,7 @@ def power(plan: Plan, effect: float, units: float) -> float:
     check_positive("units", units)
     reach = _critical(plan, units)
     distance = abs(effect) / _error(plan, effect, units)
-    return float(stats.norm.sf(reach - distance) + stats.norm.cdf(-reach - distance))
+    return float(special.ndtr(distance - reach) + special.ndtr(-reach - distance))
 
 
 def units_needed(plan: Plan, effect: float, target: float = 0.8) -> int:
@@ -106,7 +106,7 @@ def _error(plan: Plan, effect: float, units: float) -> float:
 
 def _critical(plan: Plan, units: float) -> float:
     if plan.tuning is None:
-        return float(stats.norm.ppf(1 - plan.alpha / 2))
+        return -float(special.ndtri(plan.alpha / 2))
     compared = units * (plan.control_share + plan.treatment_share)
     return critical_value(compared, plan.alpha, plan.tuning)
 

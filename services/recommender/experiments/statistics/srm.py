@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 from services.recommender.experiments.statistics._checks import refuse
 
@@ -53,7 +53,7 @@ def sample_ratio(units: Mapping[str, int], weights: Mapping[str, float], thresho
     if total == 0 or len(kept) < 2:
         return SampleRatio(1.0, expected, leaks, enough=False, threshold=threshold)
     distance = math.fsum((units.get(key, 0) - mean) ** 2 / mean for key, mean in expected.items())
-    p_value = float(stats.chi2.sf(distance, len(kept) - 1))
+    p_value = float(special.chdtrc(len(kept) - 1, distance))
     return SampleRatio(p_value, expected, leaks, min(expected.values()) >= FEWEST_EXPECTED, threshold)
 
 
