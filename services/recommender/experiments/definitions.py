@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from services.recommender.experiments.assignment import Namespace, Range, bucket_ranges
+from services.recommender.experiments.refusals import refuse
 from shared.errors import FieldError, ValidationFailed
 
 
@@ -91,7 +92,7 @@ def next_phase(
     unit whose bucket stays in its variant's range. `keep_out_earlier` leaves out all who met an earlier phase."""
     phase = experiment.phase + 1
     if weights is not None and len(weights) != len(experiment.variants):
-        _refuse("/weights", f"has {len(weights)} numbers; give one a variant, {len(experiment.variants)} in all")
+        raise refuse("weights", f"has {len(weights)} numbers; give one a variant, {len(experiment.variants)} in all")
     if weights is None:
         weights = [variant.weight for variant in experiment.variants]
     return replace(
@@ -109,9 +110,9 @@ def kill_variant(experiment: Experiment, variant_key: str) -> Experiment:
     position = experiment.position(variant_key)
     if position < 0:
         names = ", ".join(variant.key for variant in experiment.variants)
-        _refuse("/variant", f"{variant_key!r} is none of this experiment's variants; they are {names}")
+        raise refuse("variant", f"{variant_key!r} is none of this experiment's variants; they are {names}")
     if position == 0:
-        _refuse("/variant", f"{variant_key!r} is the control, and without it nothing compares; stop the experiment")
+        raise refuse("variant", f"{variant_key!r} is the control, and without it nothing compares; stop the experiment")
     killed = replace(experiment.variants[position], killed=True)
     return replace(experiment, variants=(*experiment.variants[:position], killed, *experiment.variants[position + 1 :]))
 
@@ -169,7 +170,3 @@ def _variant_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "/weights", f"sum to {sum(weights):g}; scale them to sum to 1"
     for variant_key in sorted(set(experiment.forced.values()) - set(keys)):
         yield "/forced", f"names {variant_key!r}, which is no variant; the variants are {keys}"
-
-
-def _refuse(pointer: str, message: str) -> None:
-    raise ValidationFailed(f"{pointer} {message}", errors=[FieldError(pointer, message)])

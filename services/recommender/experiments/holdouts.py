@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.recommender.experiments.assignment import hash_unit
-from shared.errors import FieldError, ValidationFailed
+from services.recommender.experiments.refusals import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,9 @@ class Holdout:
 
     def __post_init__(self) -> None:
         if not self.key:
-            raise ValidationFailed("/key is empty; name the holdout", errors=[FieldError("/key", "is empty")])
+            raise refuse("key", "is empty; name the holdout")
         if not 0 <= self.share <= 1:
-            message = f"is {self.share}; give the share of units to hold out, from 0 to 1 (0.05 is usual)"
-            raise ValidationFailed(f"/share {message}", errors=[FieldError("/share", message)])
+            raise refuse("share", f"is {self.share}; give the share of units to hold out, from 0 to 1 (0.05 is usual)")
 
     def covers(self, experiment_key: str) -> bool:
         return not self.experiments or experiment_key in self.experiments

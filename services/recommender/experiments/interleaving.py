@@ -14,10 +14,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from services.recommender.experiments.refusals import refuse
 from services.recommender.experiments.statistics.effects import Estimate
 from services.recommender.experiments.statistics.frequentist import one_sample
 from services.recommender.experiments.statistics.moments import Moments
-from shared.errors import FieldError, ValidationFailed
 
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
@@ -41,7 +41,7 @@ def team_draft(a: Int32, b: Int32, length: int, seed: int) -> Interleaved:
     """
     rankings = _ranking("a", a), _ranking("b", b)
     if length < 0:
-        raise _refuse("length", f"is {length}; a slate has 0 slots or more")
+        raise refuse("length", f"is {length}; a slate has 0 slots or more")
     random = np.random.default_rng(seed)
     next_of, picks, placed = [0, 0], [0, 0], set[int]()
     items: list[int] = []
@@ -73,7 +73,7 @@ class Credit:
         """`reward [n]` of each slot of one slate: 1 for a click, or what it was worth."""
         earned = np.asarray(reward, np.float64)
         if earned.shape != team.shape:
-            raise _refuse("reward", f"has shape {earned.shape} for a slate of {len(team)}; give one number a slot")
+            raise refuse("reward", f"has shape {earned.shape} for a slate of {len(team)}; give one number a slot")
         return cls(float(earned[team == TEAM_A].sum()), float(earned[team == TEAM_B].sum()))
 
     def __add__(self, other: Credit) -> Credit:
@@ -113,9 +113,5 @@ def _next_free(ranking: list[int], start: int, placed: set[int]) -> int:
 def _ranking(name: str, items: Int32) -> list[int]:
     ranking: list[int] = items.tolist()
     if len(set(ranking)) < len(ranking):
-        raise _refuse(name, "holds an item twice; rank each item once")
+        raise refuse(name, "holds an item twice; rank each item once")
     return ranking
-
-
-def _refuse(field: str, message: str) -> ValidationFailed:
-    return ValidationFailed(f"{field} {message}", errors=[FieldError("/" + field, message)])

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from shared.errors import FieldError, ValidationFailed
+from services.recommender.experiments.refusals import check_alpha, refuse
 
 Values = npt.NDArray[np.float64]
 
@@ -70,17 +70,13 @@ class Log:
         columns = {"target": self.target, "propensity": self.propensity, "clusters": self.clusters}
         for name, column in columns.items():
             if column is not None and (column.shape != self.reward.shape or self.reward.ndim != 1):
-                raise _refuse(name, f"has shape {column.shape} for rewards {self.reward.shape}; give one number a row")
+                raise refuse(name, f"has shape {column.shape} for rewards {self.reward.shape}; give one number a row")
         if not np.isfinite(self.reward).all():
-            raise _refuse("reward", "holds NaN or infinite numbers; leave those rows out")
+            raise refuse("reward", "holds NaN or infinite numbers; leave those rows out")
         if not ((self.propensity > 0) & (self.propensity <= 1)).all():
-            raise _refuse(
-                "propensity", "is not above 0 and at most 1 everywhere; log the probability of what was shown"
-            )
+            raise refuse("propensity", "is not above 0 and at most 1 everywhere; log the probability of what was shown")
         if not ((self.target >= 0) & (self.target <= 1)).all():
-            raise _refuse(
-                "target", "is not from 0 to 1 everywhere; give the new policy's probability of what was shown"
-            )
+            raise refuse("target", "is not from 0 to 1 everywhere; give the new policy's probability of what was shown")
 
     @property
     def weights(self) -> Values:
@@ -114,13 +110,12 @@ def doubly_robust(log: Log, predicted: Values, baseline: Values, *, alpha: float
     policy would show there. Train the model on other rows than these."""
     for name, column in (("predicted", predicted), ("baseline", baseline)):
         if column.shape != log.reward.shape or not np.isfinite(column).all():
-            raise _refuse(name, f"has shape {column.shape} or holds NaN; give one finite number a row")
+            raise refuse(name, f"has shape {column.shape} or holds NaN; give one finite number a row")
     return _value(log, baseline + log.weights * (log.reward - predicted), None, alpha)
 
 
 def _value(log: Log, numerator: Values, denominator: Values | None, alpha: float) -> Value:
-    if not 0 < alpha < 1:
-        raise _refuse("alpha", f"is {alpha}; give the accepted error rate between 0 and 1, such as 0.05")
+    check_alpha(alpha)
     found = overlap(log)
     if found.refused is not None:
         return Value(math.nan, math.nan, math.nan, math.nan, found)
@@ -156,7 +151,3 @@ def _refused(found: Overlap, log: Log) -> str | None:
             "or the propensities are wrong"
         )
     return None
-
-
-def _refuse(field: str, message: str) -> ValidationFailed:
-    return ValidationFailed(f"{field} {message}", errors=[FieldError("/" + field, message)])

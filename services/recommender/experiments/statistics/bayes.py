@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from services.recommender.experiments.statistics._checks import check_alpha, check_positive
+from services.recommender.experiments.refusals import check_alpha, check_positive
 from services.recommender.experiments.statistics.effects import Problem, lift
 from services.recommender.experiments.statistics.moments import Statistic
 

@@ -14,7 +14,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from services.recommender.experiments.statistics._checks import check_finite, refuse
+from services.recommender.experiments.refusals import check_finite, refuse
 from services.recommender.experiments.statistics.moments import (
     Mean,
     Moments,

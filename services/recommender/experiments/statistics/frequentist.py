@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from scipy import special
 
-from services.recommender.experiments.statistics._checks import check_alpha
+from services.recommender.experiments.refusals import check_alpha
 from services.recommender.experiments.statistics.effects import Estimate, Problem, lift, unknown
 from services.recommender.experiments.statistics.moments import Statistic
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from services.recommender.experiments.statistics._checks import refuse
+from services.recommender.experiments.refusals import refuse
 from services.recommender.experiments.statistics.effects import Estimate
 from services.recommender.experiments.statistics.frequentist import Side, welch
 from services.recommender.experiments.statistics.moments import Statistic

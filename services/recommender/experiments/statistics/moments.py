@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from services.recommender.experiments.statistics._checks import check_finite, refuse
+from services.recommender.experiments.refusals import check_finite, refuse
 
 Values = npt.NDArray[np.float64]
 

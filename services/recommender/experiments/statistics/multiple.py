@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from services.recommender.experiments.statistics._checks import refuse
+from services.recommender.experiments.refusals import refuse
 
 Values = npt.NDArray[np.float64]
 

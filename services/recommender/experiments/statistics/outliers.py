@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from services.recommender.experiments.statistics._checks import refuse
+from services.recommender.experiments.refusals import refuse
 
 Values = npt.NDArray[np.float64]
 

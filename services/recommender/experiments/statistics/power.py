@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from scipy import special
 
-from services.recommender.experiments.statistics._checks import check_alpha, check_positive, refuse
+from services.recommender.experiments.refusals import check_alpha, check_positive, refuse
 from services.recommender.experiments.statistics.sequential import critical_value
 
 MOST_UNITS = 10**12

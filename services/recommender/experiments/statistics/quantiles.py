@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.recommender.experiments.statistics._checks import check_alpha, refuse
+from services.recommender.experiments.refusals import check_alpha, refuse
 from services.recommender.experiments.statistics.effects import Problem
 
 Values = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from services.recommender.experiments.statistics._checks import check_alpha, check_positive
+from services.recommender.experiments.refusals import check_alpha, check_positive
 from services.recommender.experiments.statistics.effects import Estimate, lift, unknown
 from services.recommender.experiments.statistics.moments import Statistic
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from services.recommender.experiments.statistics._checks import refuse
+from services.recommender.experiments.refusals import refuse
 
 THRESHOLD = 0.001
 FEWEST_EXPECTED = 5

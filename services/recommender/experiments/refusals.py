@@ -1,4 +1,4 @@
-"""Refusals that several files share."""
+"""How bad input is refused here: the field, what it is, and how to mend it."""
 
 from __future__ import annotations
 
