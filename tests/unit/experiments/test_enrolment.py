@@ -172,6 +172,7 @@ def test_a_user_held_out_stays_so_when_the_experiment_hashes_the_visitor() -> No
     held = next(user for user in USERS if holdout.holds(user))
     by_visitor = experiment(unit="visitor")
     assert assign(by_visitor, {"visitor": "v1", "user": held}, holdouts=[holdout]).reason is Reason.HELD_OUT
+    assert assign(by_visitor, {"visitor": held}, holdouts=[holdout]).reason is Reason.BUCKET
 
 
 def test_a_larger_holdout_keeps_those_it_held() -> None:
@@ -184,7 +185,7 @@ def test_two_experiments_that_change_one_setting_of_the_same_units_conflict() ->
     overlapping = experiment(key="two", namespace=Namespace("home", 0.4, 1))
     apart = experiment(key="two", namespace=Namespace("home", 0.5, 1))
     assert conflicting_settings(one, overlapping) == {"diversity", "deadline_ms"}
-    assert conflicting_settings(one, apart) == frozenset()
+    assert conflicting_settings(one, apart) == conflicting_settings(apart, one) == frozenset()
     assert conflicting_settings(one, replace(apart, unit="visitor")) == {"diversity", "deadline_ms"}
     assert conflicting_settings(one, experiment(key="two")) == {"diversity", "deadline_ms"}
 

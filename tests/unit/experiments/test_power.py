@@ -77,9 +77,9 @@ def test_days_follow_the_known_days_then_the_last_week_and_end_with_a_week() -> 
     assert days_needed(200, daily, whole_weeks=False) == 3
     assert days_needed(201, daily, whole_weeks=False) == 4
     assert days_needed(201, daily) == 7
-    long = [1_000.0] + [10.0] * 7
-    assert days_needed(1_100, long, whole_weeks=False) == 8 + 3
-    assert days_needed(1_100, long) == 14
+    long = [1_000.0, 17.0] + [10.0] * 6
+    assert days_needed(1_120, long, whole_weeks=False) == 8 + 4
+    assert days_needed(1_120, long) == 14
 
 
 @pytest.mark.parametrize(

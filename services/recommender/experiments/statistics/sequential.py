@@ -39,7 +39,7 @@ def confidence_sequence(
     # In logs, for the e-value of a plain effect in a large experiment overflows.
     squared = (found.estimate - test_value) ** 2 / found.variance
     log_evidence = weight / (weight + 1) * squared / 2 - math.log(weight + 1) / 2
-    p_value = min(math.exp(-log_evidence), 1.0) if log_evidence > -700 else 1.0
+    p_value = min(math.exp(-log_evidence), 1.0)
     return Estimate(found.estimate, found.standard_error, found.estimate - width, found.estimate + width, p_value)
 
 
