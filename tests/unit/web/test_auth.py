@@ -99,7 +99,7 @@ def test_a_client_key_acts_for_a_user_with_the_token_of_that_user_only() -> None
         token(exp=time.time() - 3600),
         token(secret="another-secret-of-at-least-32-bytes!!!"),
         token(algorithm="HS512", secret=SECRET * 2),
-        jwt.encode({"sub": "ann", "exp": time.time() + 60}, None, algorithm="none"),
+        jwt.encode({"sub": "ann", "exp": time.time() + 60}, "", algorithm="none"),
         jwt.encode({"sub": "ann"}, SECRET, algorithm="HS256"),
         token(sub=["ann"]),
         "a.b.c",
