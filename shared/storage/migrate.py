@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +37,20 @@ def upgrade(database: Database) -> None:
     """Applies what is missing, one process at a time. Raises DatabaseUnavailable, ConfigurationError."""
     if not pending(database):
         return
+    if database.is_sqlite:  # its own write lock excludes others
+        with database.write() as connection:
+            _apply(connection)
+        return
+    with database.read() as connection, _alone(connection):
+        _apply(connection)
+        # Before the lock goes: who gets it next must see the new revision, or it makes the same tables again.
+        connection.commit()
+
+
+def _apply(connection: Connection) -> None:
     config = _config()
-    with database.write() as connection, _alone(connection):
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _config() -> Config:
@@ -60,13 +71,15 @@ def _known(scripts: ScriptDirectory, revision: str) -> None:
 
 @contextlib.contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
-    """MySQL commits at each DDL statement, so a named lock excludes others; SQLite's own write lock already does."""
-    if connection.dialect.name == "sqlite":
-        yield
-        return
-    if not connection.scalar(text("SELECT GET_LOCK(:name, :wait)"), {"name": LOCK_NAME, "wait": LOCK_WAIT_S}):
-        raise DatabaseUnavailable(f"another process has been changing the schema for {LOCK_WAIT_S} s")
+    """MySQL commits at each DDL statement, so a named lock excludes others. It is asked for again and again, because
+    one statement may not take longer than `database.statement_timeout_s`."""
+    give_up_at = time.monotonic() + LOCK_WAIT_S
+    while not connection.scalar(text("SELECT GET_LOCK(:name, 1)"), {"name": LOCK_NAME}):
+        if time.monotonic() > give_up_at:
+            raise DatabaseUnavailable(f"another process has been changing the schema for {LOCK_WAIT_S} s")
+    connection.commit()
     try:
         yield
     finally:
+        connection.rollback()
         connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": LOCK_NAME})

@@ -239,13 +239,13 @@ class Engine:
             precision=self.options.precision,
             max_rows=self.options.max_rows,
             cache=self.options.cache,
-            counters=self.counters.cache,
             clock=self._clock,
         )
         first = self.slot.active is None
         if first and self.options.threads == 0 and self.device == "cpu":
             self.threads = tune_threads(model, self._executor)
         warm(model, self._executor)
+        model.cache.counters = self.counters.cache  # not before: what warm-up finds cached says nothing of users
         self._costs.restore(model.config, model.cost)
         return model
 

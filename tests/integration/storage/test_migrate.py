@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from shared.errors import ConfigurationError
 from shared.settings.roots import DatabaseSettings
@@ -62,6 +62,19 @@ def test_processes_that_start_together_migrate_once(empty: Database) -> None:
         thread.join(60)
     assert not failures
     assert not migrate.pending(empty)
+
+
+def test_the_lock_is_held_until_others_see_the_new_schema(empty: Database) -> None:
+    """SQLite has no named lock: its write lock ends with the transaction itself."""
+    seen: list[bool] = []
+
+    def look(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "RELEASE_LOCK" in statement:
+            seen.append(migrate.pending(empty))
+
+    event.listen(empty.engine, "before_cursor_execute", look)
+    migrate.upgrade(empty)
+    assert seen == ([] if empty.is_sqlite else [False])
 
 
 def test_a_database_of_a_newer_release_is_refused_with_what_to_do(empty: Database) -> None:

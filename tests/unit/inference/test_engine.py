@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.engine.cost_model import CostModel
+from services.inference.engine.counters import CacheCounters
 from services.inference.engine.digest import row_hashes, window_start
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.request import InferAnswer, InferRequest, Part
@@ -491,6 +492,15 @@ def test_a_dropped_models_memory_is_given_back_without_the_collector(tmp_path: P
         gc.enable()
         gc.unfreeze()
         engine.stop()
+
+
+def test_warm_up_leaves_the_caches_counters_at_zero(tmp_path: Path) -> None:
+    with engine_of(tmp_path) as fresh:
+        request = replace(request_of(np.random.default_rng(1), 10, 5), user_key="u:1")
+        assert fresh.counters.cache == CacheCounters()
+        scores_of(fresh, request)
+        scores_of(fresh, request)
+        assert fresh.counters.cache == CacheCounters(device_hit_rows=10, built_rows=10)
 
 
 def test_an_idle_engine_empties_a_cache_that_contradicts_itself(tmp_path: Path) -> None:
