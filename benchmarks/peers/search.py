@@ -1,0 +1,98 @@
+"""Goodput: the highest rate at which a trial passed, found by the same steps for every server.
+
+From a first guess the rate rises by a quarter (falls by a fifth) until one fails (passes), then the geometric middle is
+tried until the passed and the failed rate lie closer than `within`. A rate has failed when `attempts` trials on
+different requests failed: one slow second of the machine is not the server's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import uvloop
+
+from benchmarks.peers.load import Length, Trial, trial, with_asker
+from benchmarks.peers.servers import Server
+
+_UP, _DOWN = 1.25, 0.8
+_LOWEST = 5.0
+"""Requests a second; a server that fails here has no goodput."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    length: Length
+    within: float
+    attempts: int
+
+
+QUICK = Rule(Length(2.0, 250), within=1.15, attempts=1)
+FULL = Rule(Length(5.0, 500), within=1.05, attempts=2)
+
+
+@dataclass(slots=True)
+class Search:
+    """Of one server: `next_rate` says what to try, `tell` what came of it."""
+
+    rule: Rule
+    guess: float
+    passed: Trial | None = None
+    failed: float = math.inf
+    trials: list[Trial] = field(default_factory=list)
+    _failures: int = 0
+
+    @property
+    def goodput(self) -> float:
+        """Requests a second that were offered in the best trial that passed."""
+        return self.passed.rate if self.passed else 0.0
+
+    @property
+    def is_done(self) -> bool:
+        if self.passed is None:
+            return self.failed <= _LOWEST
+        return self.failed / self.passed.rate < self.rule.within
+
+    def next_rate(self) -> float:
+        if self.passed is None:
+            return self.guess if math.isinf(self.failed) else self.failed * _DOWN
+        if math.isinf(self.failed):
+            return self.passed.rate * _UP
+        return math.sqrt(self.passed.rate * self.failed)
+
+    def tell(self, found: Trial) -> None:
+        self.trials.append(found)
+        if found.passed:
+            self.passed, self._failures = found, 0
+            return
+        self._failures += 1
+        if self._failures >= self.rule.attempts:
+            self.failed, self._failures = found.rate, 0
+
+
+def find(servers: Sequence[Server], guesses: Sequence[float], workload: str, rule: Rule, seed: int) -> list[Search]:
+    """Rounds: one trial a server that is not done, on the same requests, in a new order each time."""
+    searches = [Search(rule, guess) for guess in guesses]
+    for at in _rounds(seed):
+        open_ones = [pair for pair in zip(servers, searches, strict=True) if not pair[1].is_done]
+        if not open_ones:
+            break
+        for server, search in random.sample(open_ones, len(open_ones)):
+            search.tell(once(server, workload, at, search.next_rate(), rule.length))
+    return searches
+
+
+def once(server: Server, workload: str, seed: int, rate: float, length: Length, *, to_the_end: bool = False) -> Trial:
+    with server.awake():
+        return uvloop.run(
+            with_asker(
+                server.make_asker,
+                lambda asker: trial(asker, workload, seed, rate, length, to_the_end=to_the_end),
+            )
+        )
+
+
+def _rounds(seed: int) -> Iterator[int]:
+    yield from range(seed, seed + 60)
