@@ -1,27 +1,28 @@
 """Our engine beside LitServe, BentoML and PyTriton: the same model, the same requests, one machine, one run.
 
-    python -m benchmarks.batching_peers [--quick] [--settings FILE] [--json FILE]
+    python -m benchmarks.batching_peers [--quick] [--minutes 14] [--settings FILE] [--json FILE]
 
 The demo's ranker (d 64, 2 layers, dense) in fp32 with random weights, one torch thread a worker. A request is a
-history of 200 +- 40 rows and 128 candidates, Poisson arrivals from this process, deadline 68 ms. Ours: `silkrec serve
-inference` behind its gRPC Unix socket, asked by our client. The peers (a virtual environment of their own under var/,
-made at the first use) run the same packed forward without a user cache, either as the model's own modules or as our
-serving pass with its cache off, whichever serves more; each through the transport it is best at.
+history of 200 +- 40 rows and 128 candidates, Poisson arrivals from this process, open loop, deadline 68 ms. Ours:
+`silkrec serve inference` behind its gRPC Unix socket, asked by our client. The peers (a virtual environment of their
+own under var/, made at the first use) run our own serving pass with its cache off, each through the transport it is
+best at: LitServe raw bytes over HTTP, BentoML base64 in JSON (what its batched endpoints take), PyTriton gRPC.
 
 **Goodput**, the same rule for all (`benchmarks/peers/search.py`): the highest offered rate, in requests a second, at
 which at least 99 % of the requests of an open-loop trial (5 s and 500 requests at least, after 1 s of warm-up) came
 back with every candidate scored within 68 ms of the moment they were due; a request that was shed, trimmed, refused or
 lost counts against it. A rate fails after two trials that did not pass; the search ends when the passed and the failed
-rate are 5 % apart.
+rate are 5 % apart, or when the time is up (`failed_at` in a row tells how far it came).
 
 First each server's settings are swept (`benchmarks/peers/sweep.py`), ours too; then all are measured at their best, in
 rounds: one trial a server, in a new order each time, on the same requests and the same arrivals (scaled to its rate),
-the others paused meanwhile. `returning`: 70 % of the requests come from users seen in the last minutes, their history
-what they sent before plus 0 to 3 events; `cold`: every request is another user's.
+the others paused meanwhile. `returning`: 70 % of the requests come from users seen before, their history what they sent
+before plus 0 to 3 events; 256 users are seen before a trial begins (sent to ours beforehand; a peer keeps nothing of
+them). `cold`: every request is another user's.
 
 measured: `goodput_ratio_{returning,cold}` ours over the best peer's; `goodput_{server}_{workload}`;
 `solo_overhead_ms` (see `benchmarks/peers/solo.py`) and `solo_overhead_ms_{peer}`; `compute_ratio_{returning,cold}`, the
-peers' forward over ours, without any server. About 20 minutes; `--settings` takes the sweep from an earlier result.
+peers' forward over ours, without any server. `--settings` takes the sweep from an earlier result.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import random
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,32 +60,40 @@ from tests.inference_models import publish
 
 OURS = "silkrec"
 GUESS = 150.0
+SWEEP_SHARE = 0.45
+"""Of the whole time; each server gets as much as the next."""
+Left = dict[str, str]
+"""Servers that do not run here, and why."""
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     random.seed(1)
+    begin = time.monotonic()
     about = {**machine(), "peers": environment.versions()}
     print(f"machine: {about}", flush=True)
+    end = time.monotonic() + options.minutes * 60.0
+    left: Left = {}
     with tempfile.TemporaryDirectory(prefix="silkrec-bench-") as name:
         root = Path(name)
         model = published(root / "artifacts")
         rows, measured = compute(model)
         table("forward alone, ms a request", rows)
-        best = chosen(options, model)
+        best = chosen(options, model, left)
         rows += [{"part": "sweep", **one} for swept in best.values() for one in swept.tried]
         with contextlib.ExitStack() as stack:
-            running = started(stack, {kind: swept.settings for kind, swept in best.items()}, root, model)
+            running = started(stack, {kind: swept.settings for kind, swept in best.items()}, root, model, left)
             alone = solo(running, model, root)
             table("one request at a time", alone)
             rows += alone
             for row in alone:
                 suffix = "" if row["server"] == OURS else f"_{row['server']}"
                 measured[f"solo_overhead_ms{suffix}"] = row["overhead_ms"]
-            for workload in WORKLOADS:
-                more, found = goodputs(running, best, workload, QUICK if options.quick else FULL)
+            for number, workload in enumerate(WORKLOADS):
+                now = time.monotonic()
+                until = now + (end - now) / (len(WORKLOADS) - number)
+                more, found = goodputs(running, best, workload, QUICK if options.quick else FULL, until)
                 rows += more
                 measured |= found
-    missing = sorted(set(options.servers) - {one.kind for one in running})
     told = {
         "rows": [ROWS_MEAN, ROWS_SPREAD],
         "candidates": CANDIDATES,
@@ -90,7 +101,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "returning_share": RETURNING_SHARE,
         "model": MODEL.to_dict(),
         "settings": {kind: swept.settings for kind, swept in best.items()},
-        "not_run": missing,
+        "not_run": left,
+        "seconds": round(time.monotonic() - begin),
     }
     return {"machine": about, "workload": told, "rows": rows, "measured": measured}
 
@@ -102,39 +114,43 @@ def published(artifacts: Path) -> Path:
     return store.open_folder(ModelManifest, "m-1")[0]
 
 
-def chosen(options: argparse.Namespace, model: Path) -> dict[str, Best]:
-    """A server that does not start here is left out, and why is printed."""
+def chosen(options: argparse.Namespace, model: Path, left: Left) -> dict[str, Best]:
     if options.settings is not None:
         told = json.loads(options.settings.read_text("utf-8"))["workload"]["settings"]
         return {kind: Best(told[kind], GUESS, []) for kind in options.servers if kind in told}
     if options.quick:
         return {kind: Best(START[kind], GUESS, []) for kind in options.servers}
     found = {}
+    share_s = options.minutes * 60.0 * SWEEP_SHARE / len(options.servers)
     for kind in options.servers:
         try:
-            found[kind] = sweep(kind, model, GUESS)
+            found[kind] = sweep(kind, model, GUESS, time.monotonic() + share_s)
         except RuntimeError as error:
+            left[kind] = str(error)
             print(f"{kind} does not run here: {error}", flush=True)
     return found
 
 
-def started(stack: contextlib.ExitStack, settings: dict[str, Settings], root: Path, model: Path) -> list[Server]:
+def started(
+    stack: contextlib.ExitStack, settings: dict[str, Settings], root: Path, model: Path, left: Left
+) -> list[Server]:
     running = []
     for kind, chosen_settings in settings.items():
         try:
             running.append(stack.enter_context(server(kind, chosen_settings, root / kind, model)))
         except RuntimeError as error:
+            left[kind] = str(error)
             print(f"{kind} does not run here: {error}", flush=True)
     return running
 
 
 def goodputs(
-    running: Sequence[Server], best: dict[str, Best], workload: str, rule: Rule
+    running: Sequence[Server], best: dict[str, Best], workload: str, rule: Rule, end: float
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    guesses = [best[one.kind].goodput or GUESS for one in running]
-    searches = find(running, guesses, workload, rule, seed=100)
+    searches = [Search(rule, best[one.kind].goodput or GUESS) for one in running]
+    find(running, searches, workload, 100, end)
     rows = [_row(one, search, workload) for one, search in zip(running, searches, strict=True)]
-    table(f"goodput, {workload}", [{k: v for k, v in row.items() if k != "trials"} for row in rows])
+    table(f"goodput, {workload}", [{k: v for k, v in row.items() if k not in ("trials", "settings")} for row in rows])
     found = {one.kind: search.goodput for one, search in zip(running, searches, strict=True)}
     measured = {f"goodput_{kind}_{workload}": round(value, 1) for kind, value in found.items()}
     peers = max((value for kind, value in found.items() if kind != OURS), default=0.0)
@@ -151,19 +167,26 @@ def _row(one: Server, search: Search, workload: str) -> dict[str, Any]:
         "server": one.kind,
         "workload": workload,
         "goodput": round(search.goodput, 1),
+        "failed_at": None if math.isinf(search.failed) else round(search.failed, 1),
         "answered": round(trial.goodput, 1) if trial else 0.0,
-        "p50_ms": round(p50, 2),
-        "p95_ms": round(p95, 2),
-        "p99_ms": round(p99, 2),
-        "settings": str(one.settings),
+        "p50_ms": _ms(p50),
+        "p95_ms": _ms(p95),
+        "p99_ms": _ms(p99),
+        "settings": one.settings,
         "trials": [(round(t.rate, 1), t.good, t.counted, t.passed) for t in search.trials],
     }
+
+
+def _ms(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servers", nargs="+", default=[OURS, *PEERS], choices=[OURS, *PEERS])
     parser.add_argument("--settings", type=Path, help="an earlier result, whose sweep is taken over")
+    parser.add_argument("--minutes", type=float, default=14.0, help="of the whole run; searches end in time")
     parser.add_argument("--quick", action="store_true", help="no sweep, short trials: to see that it runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 
-import bentoml
+import bentoml  # type: ignore[import-not-found]
 
 from benchmarks.peers import forward
 

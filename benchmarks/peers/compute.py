@@ -26,7 +26,7 @@ _ROUNDS = 3
 
 def compute(model: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows and measured. A row is a way, a workload and a batch size: median ms a request, one thread. The ratio is the
-    peers' best variant at its best batch size over our pass with its cache at its own best."""
+    peers' pass (the better variant) at its best batch size over our pass with its cache at its own best."""
     torch.set_num_threads(1)
     loaded = checkpoint.load(model)
     rows, measured = [], {}

@@ -1,7 +1,7 @@
-"""The least that a remote call costs: a gRPC server on a Unix socket, a process of its own, that answers every request
-with as many bytes as scores have.
+"""The least that a remote call costs: a gRPC server, a process of its own, that answers every request with as many
+bytes as scores have.
 
-    python -m benchmarks.peers.echo SOCKET BYTES
+    python -m benchmarks.peers.echo ADDRESS BYTES          ADDRESS as gRPC writes it: unix:/path or 127.0.0.1:port
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grpc import aio
 METHOD = "/echo.Echo/Echo"
 
 
-async def serve(socket: str, size: int) -> None:
+async def serve(address: str, size: int) -> None:
     answer = bytes(size)
 
     async def echo(request: bytes, context: aio.ServicerContext[bytes, bytes]) -> bytes:  # noqa: ARG001
@@ -25,7 +25,7 @@ async def serve(socket: str, size: int) -> None:
     server = aio.server()
     handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", handlers),))
-    server.add_insecure_port(f"unix:{socket}")
+    server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
 

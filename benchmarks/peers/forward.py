@@ -1,7 +1,8 @@
 """What every peer runs for a batch: the same packed forward as ours, without anything kept between requests.
 
-`modules`: the model's own `Ranker.forward` on a `PackedBatch`, which is what a team would deploy. `serving`: our
-serving pass with its cache switched off, so that what remains of a difference is the server.
+`serving`, which the servers run: our own serving pass with its cache switched off, so that what remains of a
+difference is the server and the cache. `modules`: the model's own `Ranker.forward` on a `PackedBatch`, which a team
+would deploy that has no serving pass; slower, and timed without a server only.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ VARIANTS = ("modules", "serving")
 
 
 def from_environment() -> Callable[[Sequence[bytes]], list[bytes]]:
-    """Blocks to score bytes, of the model in PEER_MODEL, by the variant PEER_FORWARD, with one thread."""
+    """Blocks to score bytes, of the model in PEER_MODEL, with one thread."""
     end_with_parent()
     torch.set_num_threads(1)
     loaded = checkpoint.load(Path(os.environ["PEER_MODEL"]))
-    forward = forward_of(loaded, os.environ["PEER_FORWARD"])
+    forward = forward_of(loaded, "serving")
 
     def run(blocks: Sequence[bytes]) -> list[bytes]:
         return [scores.tobytes() for scores in forward([parsed(block) for block in blocks])]

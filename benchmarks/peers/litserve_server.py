@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import litserve
+import litserve  # type: ignore[import-not-found]
 from fastapi import Body, Response
 
 from benchmarks.peers import forward

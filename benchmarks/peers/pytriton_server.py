@@ -13,9 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pytriton.decorators import batch
-from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy, Tensor, TimeoutAction
-from pytriton.triton import Triton, TritonConfig
+from pytriton.decorators import batch  # type: ignore[import-not-found]
+from pytriton.model_config import (  # type: ignore[import-not-found]
+    DynamicBatcher,
+    ModelConfig,
+    QueuePolicy,
+    Tensor,
+    TimeoutAction,
+)
+from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found]
 
 from benchmarks.peers import forward
 

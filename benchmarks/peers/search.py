@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import uvloop
@@ -29,16 +30,19 @@ class Rule:
     attempts: int
 
 
-QUICK = Rule(Length(2.0, 250), within=1.15, attempts=1)
+QUICK = Rule(Length(1.5, 150), within=1.3, attempts=1)
+SWEEP = Rule(Length(2.0, 250), within=1.15, attempts=2)
 FULL = Rule(Length(5.0, 500), within=1.05, attempts=2)
 
 
 @dataclass(slots=True)
 class Search:
-    """Of one server: `next_rate` says what to try, `tell` what came of it."""
+    """Of one server: `next_rate` says what to try, `tell` what came of it. A search ends without a goodput when a rate
+    of `floor` or less has failed."""
 
     rule: Rule
     guess: float
+    floor: float = _LOWEST
     passed: Trial | None = None
     failed: float = math.inf
     trials: list[Trial] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Search:
     @property
     def is_done(self) -> bool:
         if self.passed is None:
-            return self.failed <= _LOWEST
+            return self.failed <= self.floor
         return self.failed / self.passed.rate < self.rule.within
 
     def next_rate(self) -> float:
@@ -72,27 +76,18 @@ class Search:
             self.failed, self._failures = found.rate, 0
 
 
-def find(servers: Sequence[Server], guesses: Sequence[float], workload: str, rule: Rule, seed: int) -> list[Search]:
-    """Rounds: one trial a server that is not done, on the same requests, in a new order each time."""
-    searches = [Search(rule, guess) for guess in guesses]
-    for at in _rounds(seed):
+def find(servers: Sequence[Server], searches: Sequence[Search], workload: str, seed: int, end: float) -> None:
+    """Rounds: one trial a server that is not done, on the same requests, in a new order each time. No round begins
+    after `end` (time.monotonic): a search that is not done then keeps what it has."""
+    while time.monotonic() < end:
         open_ones = [pair for pair in zip(servers, searches, strict=True) if not pair[1].is_done]
         if not open_ones:
-            break
+            return
         for server, search in random.sample(open_ones, len(open_ones)):
-            search.tell(once(server, workload, at, search.next_rate(), rule.length))
-    return searches
+            search.tell(once(server, workload, seed, search.next_rate(), search.rule.length))
+        seed += 1
 
 
-def once(server: Server, workload: str, seed: int, rate: float, length: Length, *, to_the_end: bool = False) -> Trial:
+def once(server: Server, workload: str, seed: int, rate: float, length: Length) -> Trial:
     with server.awake():
-        return uvloop.run(
-            with_asker(
-                server.make_asker,
-                lambda asker: trial(asker, workload, seed, rate, length, to_the_end=to_the_end),
-            )
-        )
-
-
-def _rounds(seed: int) -> Iterator[int]:
-    yield from range(seed, seed + 60)
+        return uvloop.run(with_asker(server.make_asker, lambda asker: trial(asker, workload, seed, rate, length)))

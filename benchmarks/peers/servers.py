@@ -103,7 +103,7 @@ def _peer(kind: str, settings: Settings, folder: Path, model: Path) -> Iterator[
         command += ["--host", "127.0.0.1", "--port", str(port)]
     else:
         command = [python, "-m", f"benchmarks.peers.{kind}_server", str(port), str(grpc_port)]
-    mine = {"PEER_MODEL": str(model), "PEER_FORWARD": settings["forward"], "PEER_SETTINGS": json.dumps(told)}
+    mine = {"PEER_MODEL": str(model), "PEER_SETTINGS": json.dumps(told)}
     variables = [f"{name}={value}" for name, value in {**environment.variables(), **mine}.items()]
     path = {"litserve": "/health", "bentoml": "/readyz", "pytriton": "/v2/models/ranker/ready"}[kind]
     process = Process([*_tied(), "env", "-i", *variables, *command], folder / "log", lambda: _answers(port, path))

@@ -1,5 +1,6 @@
 """What a server adds to one request alone: p50 through its door, minus p50 of the bare call of the same requests in
-this process, minus p50 of an echo over gRPC with as many bytes.
+this process, minus p50 of an echo over gRPC with as many bytes and over the same kind of socket (Unix for our engine,
+TCP for the peers).
 
 Each request is of another user, and the next one is sent when the one before is back. Door, bare call and echo take
 turns in blocks, so that a slow second falls on all three.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -29,7 +31,7 @@ from benchmarks.peers.load import calm
 from benchmarks.peers.servers import Server
 from benchmarks.peers.workload import Ask, Trace
 from services.inference.model import checkpoint
-from tests.servers import Process
+from tests.servers import Process, free_port
 
 _BLOCKS, _BLOCK = 12, 20
 
@@ -66,9 +68,10 @@ def solo(servers: Sequence[Server], model: Path, folder: Path) -> list[dict[str,
 async def _solo(server: Server, model: Path, folder: Path) -> Times:
     loaded = checkpoint.load(model)
     is_ours = server.kind == "silkrec"
-    bare = cached_forward(loaded) if is_ours else forward_of(loaded, server.settings["forward"])
+    bare = cached_forward(loaded) if is_ours else forward_of(loaded, "serving")
     asker, found = server.make_asker(), Times()
-    async with _echo(folder) as echo:
+    address = f"unix:{folder / 'echo.sock'}" if is_ours else f"127.0.0.1:{free_port()}"
+    async with _echo(address, folder) as echo:
         await calm(asker)
         for number in range(_BLOCKS + 1):
             asks = list(itertools.islice(Trace("cold", 5000 + number), _BLOCK))
@@ -76,7 +79,7 @@ async def _solo(server: Server, model: Path, folder: Path) -> Times:
             for ask in asks:
                 times.door.append(await _timed(asker.ask, asker.prepare(ask)))
             for ask in asks:
-                times.echo.append(await _timed(echo, ask.block()))
+                times.echo.append(await _timed(echo, asker.sent(asker.prepare(ask))))
             times.bare += [_bare(bare, ask) for ask in asks]
     await asker.close()
     return found
@@ -96,14 +99,20 @@ def _bare(forward: Callable[[Any], Any], ask: Ask) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _echo(folder: Path) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
-    socket = folder / "echo.sock"
-    command = [sys.executable, "-m", "benchmarks.peers.echo", str(socket), str(SCORE_BYTES)]
-    process = Process(command, folder / "echo.log", socket.exists)
+async def _echo(address: str, folder: Path) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    command = [sys.executable, "-m", "benchmarks.peers.echo", address, str(SCORE_BYTES)]
+    process = Process(command, folder / "echo.log", lambda: _listens(address))
     process.start()
     try:
-        async with aio.insecure_channel(f"unix:{socket}") as channel:
+        async with aio.insecure_channel(address) as channel:
             yield channel.unary_unary(METHOD, None, None)
     finally:
         process.stop()
-        socket.unlink(missing_ok=True)
+
+
+def _listens(address: str) -> bool:
+    kind, _, rest = address.partition(":")
+    if kind == "unix":
+        return Path(rest).exists()
+    with socket.socket() as probe:
+        return probe.connect_ex((kind, int(rest))) == 0

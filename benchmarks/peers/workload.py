@@ -2,7 +2,8 @@
 
 `returning`: 70 % of the requests come from a user seen before in the trace, whose history is the one sent then plus 0
 to 3 newer events; the rest, and with `cold` every request, from a user that nobody has seen. Histories of 200 rows,
-normal with a deviation of 40, cut at 80 and 320; 128 candidates of a vocabulary of 20,000.
+normal with a deviation of 40, clipped to 20 and 300; a returning one stops growing at 300. 128 candidates of a
+vocabulary of 20,000.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from shared.contracts.history import History, pack
 from shared.contracts.inference import RankRequest
 
 VOCABULARY, CANDIDATES = 20_000, 128
-ROWS_MEAN, ROWS_SPREAD, ROWS_LEAST, ROWS_MOST, ROWS_CAP = 200, 40, 80, 320, 400
+ROWS_MEAN, ROWS_SPREAD, ROWS_LEAST, ROWS_MOST, ROWS_CAP = 200, 40, 20, 300, 300
 RETURNING_SHARE, NEW_EVENTS = 0.7, (0, 3)
 DEADLINE_S = 0.068
 WORKLOADS = ("returning", "cold")
 MODEL = ModelConfig(vocabulary=VOCABULARY, actions=(1, 2, 3, 4, 5), d_model=64, n_layers=2, max_history=ROWS_CAP)
-"""The demo's shape (the `small` preset: every other width is ModelConfig's default), with room for longer histories."""
+"""The demo's shape (the `small` preset: every other width is ModelConfig's default)."""
 PRIMED = 256
 """Users that have been seen when a returning trace begins."""
 
