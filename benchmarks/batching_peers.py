@@ -32,6 +32,8 @@ import contextlib
 import json
 import math
 import random
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -104,6 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "not_run": left,
         "seconds": round(time.monotonic() - begin),
     }
+    about["load_after"] = machine()["load"]
     return {"machine": about, "workload": told, "rows": rows, "measured": measured}
 
 
@@ -190,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="no sweep, short trials: to see that it runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    # Told to stop, it wakes and stops its servers: a paused one would not hear that its parent is gone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
     if options.json is not None:

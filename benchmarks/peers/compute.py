@@ -19,7 +19,7 @@ from services.inference.engine.runner import ServingModel
 from services.inference.model import checkpoint
 from services.inference.model.checkpoint import LoadedModel
 
-BATCHES = (1, 2, 4, 8, 16)
+BATCHES = (1, 4, 16)
 _PASSES = 12
 _ROUNDS = 3
 

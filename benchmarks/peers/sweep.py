@@ -68,18 +68,13 @@ def sweep(kind: str, model: Path, guess: float, end: float) -> Best:
     for name, values in CHOICES[kind]:
         for value in values:
             candidate = {**best, name: value}
-            if time.monotonic() >= end or not _is_legal(kind, candidate):
+            if time.monotonic() >= end:
                 continue
             least = _BETTER * goodput or guess
             found = _try(kind, candidate, model, Search(SWEEP, least, floor=least), end, tried)
             if found > goodput:
                 best, goodput = candidate, found
     return Best(best, goodput, tried)
-
-
-def _is_legal(kind: str, settings: Settings) -> bool:
-    """LitServe without batches takes no time to collect them."""
-    return kind != "litserve" or settings["max_batch_size"] > 1 or settings["batch_timeout_ms"] == 0
 
 
 def _try(kind: str, settings: Settings, model: Path, search: Search, end: float, tried: list[dict[str, Any]]) -> float:
