@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -116,8 +117,9 @@ def _peer(kind: str, settings: Settings, folder: Path, model: Path) -> Iterator[
 
 
 def _tied() -> list[str]:
-    """A benchmark that is killed takes its servers with it, where util-linux is there to say so."""
-    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    """A session of its own, so that `_end` finds whatever the server left behind, and an end with the benchmark; where
+    util-linux is there to do so."""
+    return ["setsid", "setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") and shutil.which("setsid") else []
 
 
 def _asker(kind: str, port: int, grpc_port: int) -> Callable[[], Asker]:
@@ -129,17 +131,28 @@ def _asker(kind: str, port: int, grpc_port: int) -> Callable[[], Asker]:
 
 
 def _end(process: Process) -> None:
-    """With all its children: a server that is asked to stop may leave workers behind."""
+    """With all that it started: a server that is asked to stop may leave workers behind, and one that is interrupted
+    while it starts makes more of them."""
     if process.process is None:
         return
     root = psutil.Process(process.process.pid)
     tree = root.children(recursive=True)
     root.terminate()
     _, left = psutil.wait_procs([root, *tree], timeout=5.0)
-    for one in left:
+    for one in [*left, *_session(root.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.kill()
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """Nothing when `leader` has no session of its own."""
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(one.pid) == leader and one.pid != leader:
+                found.append(one)
+    return found
 
 
 def _answers(port: int, path: str) -> bool:
