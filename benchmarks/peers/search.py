@@ -32,7 +32,7 @@ class Rule:
 
 QUICK = Rule(Length(1.5, 150), within=1.3, attempts=1)
 SWEEP = Rule(Length(2.0, 250), within=1.15, attempts=2)
-FULL = Rule(Length(5.0, 500), within=1.05, attempts=2)
+FULL = Rule(Length(4.0, 500), within=1.1, attempts=2)
 
 
 @dataclass(slots=True)
