@@ -11,7 +11,8 @@ best at: LitServe raw bytes over HTTP, BentoML base64 in JSON (what its batched 
 **Goodput**, the same rule for all (`benchmarks/peers/search.py`): the highest offered rate, in requests a second, at
 which at least 99 % of the requests of an open-loop trial (4 s and 500 requests at least, after 1 s of warm-up) came
 back with every candidate scored within 68 ms of the moment they were due; a request that was shed, trimmed, refused or
-lost counts against it. A rate fails after two trials that did not pass; the search ends when the passed and the failed
+lost counts against it. A rate fails after two trials that did not pass (while other programs
+took much of the machine a failure is not counted, three times a rate); the search ends when the passed and the failed
 rate are less than 10 % apart. All begin at the same rate, the middle of what the sweeps found. A search that the time
 did not suffice for is told in `workload.unfinished` and gives no goodput, and its workload no ratio: more `--minutes`.
 
@@ -23,7 +24,8 @@ them). `cold`: every request is another user's.
 
 measured: `goodput_ratio_{returning,cold}` ours over the best peer's; `goodput_{server}_{workload}`;
 `solo_overhead_ms` (see `benchmarks/peers/solo.py`) and `solo_overhead_ms_{peer}`; `compute_ratio_{returning,cold}`, the
-peers' forward over ours, without any server. `--settings` takes the sweep from an earlier result.
+peers' forward over ours, without any server. `foreign_cores` of a row: what other programs took of the machine
+meanwhile; goodputs say little unless it is near 0. `--settings` takes the sweep from an earlier result.
 """
 
 from __future__ import annotations
@@ -182,11 +184,19 @@ def _row(one: Server, search: Search, workload: str) -> dict[str, Any]:
         "p50_ms": _ms(p50),
         "p95_ms": _ms(p95),
         "p99_ms": _ms(p99),
+        "foreign_cores": round(statistics.fmean(t.foreign for t in search.trials), 2) if search.trials else None,
         "is_done": search.is_done,
         "settings": one.settings,
         # A whole answer that is not good came late; what is not whole was shed, trimmed or refused.
         "trials": [
-            {"rate": round(t.rate, 1), "sent": t.counted, "whole": len(t.ms), "good": t.good, "passed": t.passed}
+            {
+                "rate": round(t.rate, 1),
+                "sent": t.counted,
+                "whole": len(t.ms),
+                "good": t.good,
+                "passed": t.passed,
+                "foreign_cores": round(t.foreign, 2),
+            }
             for t in search.trials
         ],
     }

@@ -28,7 +28,8 @@ _PRIMING = 4
 @dataclass(slots=True)
 class Trial:
     """`counted`: requests after the warm-up; `good`: those back whole and in time; `ms`: latencies of whole answers,
-    from when they were due; `latest_ms`: the longest that any caller waited, whatever came, from its call."""
+    from when they were due; `latest_ms`: the longest that any caller waited, whatever came, from its call;
+    `foreign`: cores that processes other than the server's and the load's took meanwhile."""
 
     rate: float
     seconds: float = 0.0
@@ -38,6 +39,7 @@ class Trial:
     aborted: bool = False
     ms: list[float] = field(default_factory=list)
     latest_ms: float = 0.0
+    foreign: float = 0.0
 
     @property
     def passed(self) -> bool:

@@ -57,6 +57,10 @@ class Server:
     def rss_mb(self) -> float:
         return sum(process.memory_info().rss for process in self._tree()) / 2**20
 
+    def cpu_s(self) -> float:
+        """Spent so far, by the processes that there are now."""
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self._tree()))
+
     def _tell(self, number: signal.Signals) -> None:
         for process in self._tree():
             with contextlib.suppress(psutil.NoSuchProcess):
