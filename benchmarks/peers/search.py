@@ -95,10 +95,16 @@ def find(servers: Sequence[Server], searches: Sequence[Search], workload: str, s
         seed += 1
 
 
-def once(server: Server, workload: str, seed: int, rate: float, length: Length) -> Trial:
+def once(server: Server, workload: str, seed: int, rate: float, length: Length, *, to_the_end: bool = False) -> Trial:
+    """See `trial`."""
     with server.awake():
         begin, all_s, own_s = time.monotonic(), _busy_s(), server.cpu_s() + time.process_time()
-        found = uvloop.run(with_asker(server.make_asker, lambda asker: trial(asker, workload, seed, rate, length)))
+        found = uvloop.run(
+            with_asker(
+                server.make_asker,
+                lambda asker: trial(asker, workload, seed, rate, length, to_the_end=to_the_end),
+            )
+        )
         others_s = _busy_s() - all_s - (server.cpu_s() + time.process_time() - own_s)
         found.foreign = max(0.0, others_s / (time.monotonic() - begin))
     return found
