@@ -100,6 +100,8 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
             with self._doors.request("grpc"):
                 self._callers.check(context.peer(), metadata)
                 describe.check_name(request.model_name)
+                if "deadline_us" in request.parameters:
+                    self._engine.check_room(request.parameters["deadline_us"].int64_param)
                 asked = tensors.infer_request(
                     _inputs(request), wire.plain(request.parameters), model_version=request.model_version
                 )

@@ -27,7 +27,7 @@ from services.inference.engine.tiers import CacheOptions
 from services.inference.engine.warmup import tune_threads, warm
 from services.inference.model import checkpoint
 from services.inference.model.checkpoint import LoadedModel
-from shared.errors import ArtifactError, ConfigurationError, DeadlineExceeded, SilkrecError
+from shared.errors import ArtifactError, ConfigurationError, DeadlineExceeded, Overloaded, SilkrecError
 
 log = logging.getLogger(__name__)
 _ANSWER_S = 0.001
@@ -117,6 +117,12 @@ class Engine:
     def stop(self, timeout_s: float = 5.0) -> None:
         """From now on nothing is accepted; what waits is refused once the batch on the device is done."""
         self._executor.stop(timeout_s)
+
+    def check_room(self, deadline_us: int) -> None:
+        """Raises Overloaded for a request that would be turned away, so that a door need not read it first: in an
+        overload reading costs more than the model."""
+        if self._executor.is_full(deadline_us * 1e-6):
+            raise Overloaded("more requests wait than leave this one in time", retry_after_s=0.05)
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Never later than the deadline: a ranking request is then unscored, an encoding one raises DeadlineExceeded.

@@ -103,6 +103,13 @@ class Executor:
     def queued(self) -> int:
         return len(self._scheduler)
 
+    def is_full(self, seconds: float) -> bool:
+        """See `Scheduler.is_full`; counted as a request that was turned away."""
+        if not self._scheduler.is_full(seconds):
+            return False
+        self.counters.outcomes["overloaded"] += 1
+        return True
+
     @property
     def max_batch_size(self) -> int:
         """Requests; lower than configured after the device's memory did not hold a batch."""

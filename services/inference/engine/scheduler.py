@@ -4,7 +4,8 @@ Earliest deadline first inside priority classes (0 is the most urgent). A batch 
 the batch late for anyone in it, or longer than `max_batch_s`: a running batch cannot be interrupted, so its length is
 what a request that arrives meanwhile waits. Names as in Triton's dynamic batcher; sizes count requests.
 
-When more waits than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
+A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
+all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
 the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs. Simulated with a
 learned cost model and 15 % of noise: at three times the capacity 1.00 of the best goodput, and 0.24 without this rule.
 """
@@ -25,6 +26,9 @@ DEADLINE, OVERLOADED = "deadline", "overloaded"
 _BACKLOG_SHARE = 0.75
 """Of the most patient request's time: a longer backlog is an overload. At 1 the queue hovers where every request has
 just enough time, and half of the batches hold one."""
+_ADMIT_SHARE = 0.5
+"""Of a request's time, for those that wait before it and for itself: the other half is for the batch that runs, for
+predictions that are too short, and for the way back."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -114,15 +118,26 @@ class Scheduler:
         self._sequence = 0
         self._last_arrival = -math.inf
         self._gap_s = math.inf
+        self.backlog_s = 0.0
+        """Predicted time of the most urgent class's requests that wait, as of the last call."""
+
+    def is_full(self, seconds: float) -> bool:
+        """Would a request with so much time left be turned away? A look from any thread, before it is even parsed."""
+        return self.backlog_s > _ADMIT_SHARE * seconds
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def submit(self, ticket: Ticket) -> None:
-        """Raises Overloaded when `max_queue_size` requests wait already."""
+        """Raises Overloaded when `max_queue_size` requests wait already, or more than leaves this one in time."""
         if len(self._queue) >= self.policy.max_queue_size:
             raise Overloaded(f"{len(self._queue)} requests wait for the model already", retry_after_s=0.05)
         self._notice_arrival(ticket.arrived)
+        before = [one for one in self._queue if one.priority <= ticket.priority]
+        wait_s = self._backlog_s([*before, ticket])
+        self.backlog_s = wait_s if ticket.priority == 0 else self.backlog_s
+        if before and wait_s > _ADMIT_SHARE * (ticket.deadline - ticket.arrived):
+            raise Overloaded(f"{len(before)} requests before this one would make it late", retry_after_s=0.05)
         self._sequence += 1
         ticket.order = (ticket.priority, ticket.deadline, self._sequence)
         insort(self._queue, ticket, key=attrgetter("order"))
@@ -146,12 +161,14 @@ class Scheduler:
         start = now if free_at is None else max(now, free_at)
         refused += self._take_hopeless(start)
         if not self._queue:
+            self.backlog_s = 0.0
             return Plan(refused=tuple(refused))
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
         batch, load = self._fill(start, refused)
         self._remove(placed.ticket for placed in batch)
+        self.backlog_s = self._backlog_s(ticket for ticket in self._queue if ticket.priority == 0)
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
 
     def _take_expired(self, now: float) -> list[Refused]:
