@@ -262,3 +262,75 @@ import_progress = Table(
     Column("updated_at_us", BigInteger, nullable=False),
     **_MYSQL,
 )
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("experiment", NAME, primary_key=True),
+    Column("status", _ascii(16), nullable=False, comment="draft, running, stopped"),
+    Column("document", LONG_JSON, nullable=False, comment="definition, owner, hypothesis, metrics; carries a format"),
+    Column("revision", BigInteger, nullable=False, comment="value of counters.experiments when last changed"),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("started_at_us", BigInteger),
+    Column("stopped_at_us", BigInteger),
+    Index(None, "revision"),
+    **_MYSQL,
+)
+
+experiment_audit = Table(
+    "experiment_audit",
+    metadata,
+    Column("audit_seq", _serial(), primary_key=True, autoincrement=True),
+    Column("experiment", NAME, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", NAME, nullable=False, comment="create, start, stop, ship, roll_back…"),
+    Column("detail", LONG_JSON, nullable=False),
+    Index(None, "experiment", "audit_seq"),
+    **_MYSQL,
+)
+"""Append-only: who did what to which experiment."""
+
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("unit", USER_KEY, comment="user_key that met the variant"),
+    Column("variant", NAME),
+    Column("first_at_us", BigInteger, nullable=False, comment="analysis of the unit starts here"),
+    Column("first_day", Integer, nullable=False),
+    Column("segment", String(64), nullable=False, comment="value of the experiment's segment_by at first exposure"),
+    Column("simulated", Boolean, nullable=False),
+    PrimaryKeyConstraint("experiment", "phase", "unit", "variant"),
+    Index(None, "experiment", "phase", "first_day"),
+    Index(None, "unit"),
+    **_MYSQL,
+)
+"""A unit met its variant: its slate was served. Two rows of one unit in a phase: a multi-variant unit, left out."""
+
+experiment_slates = Table(
+    "experiment_slates",
+    metadata,
+    Column("experiment", NAME),
+    Column("recommendation_id", NAME),
+    Column("phase", SmallInteger, nullable=False),
+    Column("variant", NAME, nullable=False),
+    Column("unit", USER_KEY, nullable=False),
+    Column("served_at_us", BigInteger, nullable=False),
+    Column("served_day", Integer, nullable=False),
+    Column("took_us", Integer, nullable=False),
+    Column("items", SmallInteger, nullable=False, comment="0: an empty slate"),
+    Column("rung", _ascii(16), nullable=False, comment="of the degradation ladder"),
+    Column("degraded", Boolean, nullable=False),
+    Column("failed", Boolean, nullable=False, comment="the request ended in a 5xx; no exposure"),
+    Column("ild", Double, comment="1 - mean cosine of the slate's item pairs; none below two items with vectors"),
+    Column("novelty", Double, comment="mean -log2 of the items' share of recent interactions"),
+    PrimaryKeyConstraint("experiment", "recommendation_id"),
+    Index(None, "experiment", "phase", "served_day"),
+    Index(None, "unit"),
+    Index(None, "served_day"),
+    **_MYSQL,
+)
+"""What one experiment's analysis needs of a served slate, so that it never parses `recommendations.request`."""
