@@ -16,6 +16,7 @@ import orjson
 from grpc import aio
 
 from services.inference import wire
+from services.inference.rest import Rest
 from shared.contracts.inference import CONTROL_SERVICE, MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
@@ -63,6 +64,7 @@ class Target:
     shunned_until: float = 0.0
     transit_s: float = 0.001
     """What a call costs beside the server's own time: both ways, serialising, and event loops that are busy."""
+    _rest: Rest = field(default_factory=Rest)
     _closed: bool = False
     _connections: list[_Connection] = field(default_factory=list)
     _turn: int = 0
@@ -87,11 +89,18 @@ class Target:
     async def infer(
         self, message: pb.ModelInferRequest, timeout_s: float, metadata: tuple[tuple[str, str], ...]
     ) -> pb.ModelInferResponse:
+        """Raises Overloaded without asking in the milliseconds after the engine turned such a request away."""
         begin = time.monotonic()
+        budget_s = message.parameters["deadline_us"].int64_param * 1e-6
+        priority = message.parameters["priority"].int64_param
+        if self._rest.covers(begin, budget_s, priority):
+            raise Overloaded(f"the inference service at {self.name} is full", retry_after_s=0.05)
         try:
             stub = self._next().stub
             answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
         except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._rest.refused(time.monotonic(), budget_s, priority)
             raise self._translated(error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()

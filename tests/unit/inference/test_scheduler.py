@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -54,6 +55,16 @@ def scheduler_with(*tickets: Ticket, policy: BatchPolicy = EAGER) -> Scheduler:
     for one in tickets:
         scheduler.submit(one)
     return scheduler
+
+
+def admitted(crowd: list[Ticket], policy: BatchPolicy) -> tuple[Scheduler, list[Ticket]]:
+    """Those that were not turned away at the door."""
+    scheduler, inside = Scheduler(policy), []
+    for one in crowd:
+        with suppress(Overloaded):
+            scheduler.submit(one)
+            inside.append(one)
+    return scheduler, inside
 
 
 def ran(plan: Plan) -> list[Ticket]:
@@ -120,10 +131,33 @@ def test_company_that_would_make_the_first_one_late_waits_for_the_next_batch() -
 
 
 def test_a_second_request_that_cannot_wait_takes_what_is_left_of_the_first_ones_time() -> None:
-    # Together 100 + 100 candidates fit into 3 ms; behind the first batch (2 ms) there would be time for none.
-    first, second = ticket(0.003, candidates=100), ticket(0.003, candidates=300)
+    # Together 100 + 100 candidates fit into 3 ms; behind the first batch (2 ms) there would be time for none. Both had
+    # more time when they came, else the second one would have been turned away.
+    first, second = ticket(0.003, candidates=100, at=-0.01), ticket(0.003, candidates=300, at=-0.01)
     plan = scheduler_with(first, second).next(0.0)
     assert [placed.candidates for placed in plan.batch] == [100, 100]
+
+
+def test_a_request_is_turned_away_when_those_before_it_take_more_than_half_of_its_time() -> None:
+    scheduler = scheduler_with(*(ticket(0.02, candidates=200) for _ in range(4)))
+    with pytest.raises(Overloaded, match="4 requests"):
+        scheduler.submit(ticket(0.01, candidates=200))
+    scheduler.submit(ticket(0.04, candidates=200))
+    assert len(scheduler) == 5
+
+
+def test_an_urgent_request_is_not_turned_away_for_those_that_it_goes_before() -> None:
+    scheduler = scheduler_with(*(ticket(1.0, candidates=900, priority=1) for _ in range(20)))
+    scheduler.submit(ticket(0.01))
+    assert len(scheduler) == 21
+
+
+def test_the_door_is_seen_full_until_a_batch_made_room() -> None:
+    scheduler = scheduler_with(*(ticket(0.1, candidates=1000) for _ in range(3)))
+    assert scheduler.is_full(0.02)
+    assert not scheduler.is_full(0.1)
+    scheduler.next(0.0)
+    assert not scheduler.is_full(0.02)
 
 
 def test_a_batch_ends_before_it_becomes_longer_than_its_bound() -> None:
@@ -239,15 +273,15 @@ def rounds(scheduler: Scheduler, *, start: float = 0.0) -> list[tuple[float, Pla
 
 @given(crowds(), policies)
 def test_no_request_is_lost_or_answered_twice(crowd: list[Ticket], policy: BatchPolicy) -> None:
-    plans = rounds(scheduler_with(*crowd, policy=policy))
-    answered = [t for _, plan in plans for t in (*ran(plan), *(refused.ticket for refused in plan.refused))]
-    assert len(answered) == len(crowd)
-    assert {id(t) for t in answered} == {id(t) for t in crowd}
+    scheduler, inside = admitted(crowd, policy)
+    answered = [t for _, plan in rounds(scheduler) for t in (*ran(plan), *(refused.ticket for refused in plan.refused))]
+    assert len(answered) == len(inside)
+    assert {id(t) for t in answered} == {id(t) for t in inside}
 
 
 @given(crowds(), policies)
 def test_a_batch_never_exceeds_its_size_nor_mixes_models(crowd: list[Ticket], policy: BatchPolicy) -> None:
-    for _, plan in rounds(scheduler_with(*crowd, policy=policy)):
+    for _, plan in rounds(admitted(crowd, policy)[0]):
         assert len(plan.batch) <= (policy.max_batch_size if policy.enabled else 1)
         assert len({id(t.lane) for t in ran(plan)}) <= 1
         assert all(0 <= placed.candidates <= placed.ticket.candidates for placed in plan.batch)
@@ -255,7 +289,7 @@ def test_a_batch_never_exceeds_its_size_nor_mixes_models(crowd: list[Ticket], po
 
 @given(crowds(), policies)
 def test_whoever_is_placed_is_done_by_its_deadline_as_predicted(crowd: list[Ticket], policy: BatchPolicy) -> None:
-    for now, plan in rounds(scheduler_with(*crowd, policy=policy)):
+    for now, plan in rounds(admitted(crowd, policy)[0]):
         finish = now + MODEL.cost.predict(plan.load)
         assert all(finish <= t.deadline + 1e-9 for t in ran(plan))
 
@@ -265,7 +299,7 @@ def test_of_one_model_nobody_overtakes_an_earlier_deadline_of_its_class(
     crowd: list[Ticket], policy: BatchPolicy
 ) -> None:
     order: dict[int, list[tuple[int, float, int]]] = {}
-    for _, plan in rounds(scheduler_with(*crowd, policy=policy)):
+    for _, plan in rounds(admitted(crowd, policy)[0]):
         for t in ran(plan):
             order.setdefault(id(t.lane), []).append(t.order)
     for started in order.values():
