@@ -1,11 +1,13 @@
 """What our engine does when three times as much comes as it can answer.
 
-    python -m benchmarks.overload [--seconds 6] [--rounds 4] [--engines 1] [--json FILE]
+    python -m benchmarks.overload [--seconds 6] [--rounds 4] [--engines 1]
+                                  [--workload cold|returning] [--json FILE]
 
-`silkrec serve inference` as a process of its own with the demo's ranker and one torch thread; this process sends the
-returning workload of `benchmarks/peers/workload.py` (history 200 +- 40, 128 candidates), Poisson arrivals, open loop,
-deadline 68 ms. Goodput is answers a second that have every candidate scored and are back within 68 ms of when they were
-due.
+`silkrec serve inference` as a process of its own with the demo's ranker and one torch thread; this process sends a
+workload of `benchmarks/peers/workload.py` (history 200 +- 40, 128 candidates), Poisson arrivals, open loop, deadline
+68 ms. By default no user returns, so that a request costs the same at every rate: among returning ones, those who were
+refused last time are not cached, and an overload makes the work itself 40 % more expensive (3.2 to 4.5 ms a request).
+Goodput is answers a second that have every candidate scored and are back within 68 ms of when they were due.
 
 First the rate rises by a quarter from `--start` until goodput falls: the rate with the best goodput is the capacity.
 Then trials at that rate and at three times it take turns, so that a slow minute of the machine falls on both. measured:
@@ -38,7 +40,6 @@ TIMES = 3.0
 CACHE_MB = 64
 """About 500 users: full within the first trials, so that memory that still grows is a leak."""
 _UP, _FALLEN, _STEPS = 1.25, 0.85, 16
-WORKLOAD = "returning"
 
 
 class CountingAsker(SilkrecAsker):
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rss_growth_mb": round(sizes[-1] - sizes[0], 1),
     }
     workload = {
+        "users": options.workload,
         "rows": [ROWS_MEAN, ROWS_SPREAD],
         "candidates": CANDIDATES,
         "deadline_ms": DEADLINE_S * 1e3,
@@ -94,7 +96,7 @@ def ladder(running: Server, options: argparse.Namespace) -> list[dict[str, Any]]
     """Rising rates until goodput has fallen well below its best."""
     rows: list[dict[str, Any]] = []
     for step in range(_STEPS):
-        rows.append(_measure(running, options.start * _UP**step, step, options.seconds, "rising"))
+        rows.append(_measure(running, options.workload, options.start * _UP**step, step, options.seconds, "rising"))
         if rows[-1]["goodput"] < _FALLEN * max(row["goodput"] for row in rows):
             break
         if rows[-1]["good_share"] < _FALLEN / TIMES * 2:
@@ -109,15 +111,15 @@ def take_turns(
     rows, sizes = [], []
     for number in range(options.rounds):
         for load, times in (("capacity", 1.0), ("overload", TIMES)):
-            rows.append(_measure(running, capacity * times, 100 + number, options.seconds, load))
+            rows.append(_measure(running, options.workload, capacity * times, 100 + number, options.seconds, load))
         sizes.append(running.rss_mb())
     return rows, sizes
 
 
-def _measure(running: Server, rate: float, seed: int, seconds: float, load: str) -> dict[str, Any]:
+def _measure(running: Server, workload: str, rate: float, seed: int, seconds: float, load: str) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     asked = Server(running.kind, running.settings, lambda: CountingAsker(running.targets, outcomes), running.roots)
-    found = once(asked, WORKLOAD, seed, rate, Length(seconds, 300), to_the_end=True)
+    found = once(asked, workload, seed, rate, Length(seconds, 300), to_the_end=True)
     row = _row(found, load) | {"outcomes": " ".join(f"{name} {count}" for name, count in sorted(outcomes.items()))}
     row["rss_mb"] = round(running.rss_mb(), 1)
     print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -143,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="a trial")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--workload", choices=("cold", "returning"), default="cold")
     parser.add_argument("--start", type=float, default=80.0, help="the lowest rate, requests a second")
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--json", type=Path)

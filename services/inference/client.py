@@ -76,11 +76,13 @@ class GrpcInferenceClient:
         self._closed = False
 
     async def encode(self, request: EncodeRequest) -> EncodeResult:
+        self._check_room(request)
         found = await self._ask(request, _history(request.history), {})
         vector: Float32 = found.tensor("user_vector", 2)[0]
         return EncodeResult(vector, found.model_version, found.cached_events)
 
     async def rank(self, request: RankRequest) -> RankResult:
+        self._check_room(request)
         columns = [*_history(request.history), ("candidate", "INT32", request.candidate)]
         found = await self._ask(request, columns, {"request_time_s": request.request_time_s})
         scores, scored = found.tensor("scores", 3)[0], found.tensor("scored", 2)[0]
@@ -151,20 +153,28 @@ class GrpcInferenceClient:
         asked: list[_Asked] = []
         try:
             async with asyncio.timeout(deadline - begin):
-                return _Answer(await self._first_answer(request.user_key, message, deadline, asked))
+                return _Answer(await self._first_answer(request.user_key, request.priority, message, deadline, asked))
         except TimeoutError:
             if asked and time.monotonic() - asked[-1].at > _FAIR_S:
                 asked[-1].target.shun(_HUNG_S)
             raise DeadlineExceeded("the inference service did not answer within the deadline") from None
 
+    def _check_room(self, request: EncodeRequest | RankRequest) -> None:
+        """Before a message is written: that costs more than all else of a request that nobody has room for."""
+        if all(target.rests(request.deadline_us * 1e-6, request.priority) for target in self._targets):
+            raise _full()
+
     async def _first_answer(
-        self, user_key: str, message: pb.ModelInferRequest, deadline: float, asked: list[_Asked]
+        self, user_key: str, priority: int, message: pb.ModelInferRequest, deadline: float, asked: list[_Asked]
     ) -> pb.ModelInferResponse:
         """Each target once, in the user's order; asking twice is harmless. `asked` grows by each."""
         failure: SilkrecError | None = None
         metadata = (*self._access, *context.outgoing_headers().items())
         for target in self._order(user_key):
             now = time.monotonic()
+            if target.rests(deadline - now, priority):
+                failure = failure or _full()
+                continue
             if now >= deadline:
                 raise failure or DeadlineExceeded("the deadline passed before the inference service was asked")
             asked.append(_Asked(target, now))
@@ -209,6 +219,10 @@ class _Asked(NamedTuple):
 
     target: Target
     at: float
+
+
+def _full() -> Overloaded:
+    return Overloaded("every inference target is full", retry_after_s=0.05)
 
 
 def _history(history: History) -> list[tuple[str, str, wire.Array]]:

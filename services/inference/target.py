@@ -78,6 +78,10 @@ class Target:
         self._open()
         return any(c.state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE for c in self._connections)
 
+    def rests(self, left_s: float, priority: int) -> bool:
+        """In the milliseconds after the engine turned such a request away: asking would only take time from it."""
+        return self._rest.covers(time.monotonic(), self.budget_s(left_s), priority)
+
     def shun(self, seconds: float) -> None:
         """Others go first until then."""
         self.shunned_until = max(self.shunned_until, time.monotonic() + seconds)
@@ -89,18 +93,16 @@ class Target:
     async def infer(
         self, message: pb.ModelInferRequest, timeout_s: float, metadata: tuple[tuple[str, str], ...]
     ) -> pb.ModelInferResponse:
-        """Raises Overloaded without asking in the milliseconds after the engine turned such a request away."""
         begin = time.monotonic()
-        budget_s = message.parameters["deadline_us"].int64_param * 1e-6
-        priority = message.parameters["priority"].int64_param
-        if self._rest.covers(begin, budget_s, priority):
-            raise Overloaded(f"the inference service at {self.name} is full", retry_after_s=0.05)
         try:
             stub = self._next().stub
             answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                self._rest.refused(time.monotonic(), budget_s, priority)
+                told = message.parameters
+                self._rest.refused(
+                    time.monotonic(), told["deadline_us"].int64_param * 1e-6, told["priority"].int64_param
+                )
             raise self._translated(error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
