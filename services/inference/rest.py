@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 REST_S = 0.005
 """Less than a batch (`max_batch_ms` 8), and a seventh of the work that waits."""
+_ALIKE = 1.25
+"""Times of requests with the same deadline differ by what each lost on its way here: compared exactly, every second one
+was asked all the same, and refusals still took 0.9 ms of the server for each good answer."""
 
 
 @dataclass(slots=True)
@@ -28,5 +31,5 @@ class Rest:
         self._until, self._budget_s, self._priority = now + REST_S, budget_s, priority
 
     def covers(self, now: float, budget_s: float, priority: int) -> bool:
-        """Whether the engine would turn this one away too: it is not more urgent, and has no more time to wait."""
-        return now < self._until and budget_s <= self._budget_s and priority >= self._priority
+        """Whether the engine would turn this one away too: it is not more urgent, and has hardly more time."""
+        return now < self._until and budget_s <= _ALIKE * self._budget_s and priority >= self._priority

@@ -5,10 +5,11 @@ from __future__ import annotations
 from services.inference.rest import REST_S, Rest
 
 
-def test_what_has_no_more_time_and_is_no_more_urgent_is_spared_the_engine() -> None:
+def test_what_has_hardly_more_time_and_is_no_more_urgent_is_spared_the_engine() -> None:
     rest = Rest()
     rest.refused(10.0, 0.06, 1)
     assert rest.covers(10.001, 0.06, 1)
+    assert rest.covers(10.001, 0.065, 1)  # the same deadline, less lost on the way
     assert rest.covers(10.001, 0.02, 2)
 
 
@@ -16,7 +17,7 @@ def test_what_is_more_urgent_or_has_more_time_is_asked_all_the_same() -> None:
     rest = Rest()
     rest.refused(10.0, 0.06, 1)
     assert not rest.covers(10.001, 0.06, 0)
-    assert not rest.covers(10.001, 0.07, 1)
+    assert not rest.covers(10.001, 0.08, 1)
 
 
 def test_the_rest_ends_by_itself() -> None:
