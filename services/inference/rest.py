@@ -1,8 +1,8 @@
 """What a client spares an engine that just turned a request away.
 
 A refusal is cheap but not free: on two cores 400 a second took a third of the device's own time. An engine that
-refuses has half a deadline of work waiting (`scheduler`), so a client that asks nothing for a few milliseconds lets it
-lose no work, and answers itself what would have been refused.
+refuses has half a deadline of work waiting (`scheduler`), so a client that asks nothing for a while lets it lose no
+work, and answers itself what would have been refused.
 
 Dead end: refusing with a chance by the share that was taken of late (Google's SRE book, eq. 21-1). With K = 1.2, low
 enough to help, what still goes out shrinks with every unlucky refusal and needs seconds to grow again.
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REST_S = 0.005
-"""Less than a batch (`max_batch_ms` 8), and a seventh of the work that waits."""
+REST_SHARE = 0.18
+"""Of the time that the refused request had: 12 ms of 68. At least half of that time is work that waits (`_ADMIT_SHARE`
+of the scheduler), so it does not run out meanwhile. Goodput at three times the capacity, as a share of the best: 0.77
+without, 0.87 at 5 ms, 0.91 at 10, 0.97 at 16."""
 _ALIKE = 1.25
 """Times of requests with the same deadline differ by what each lost on its way here: compared exactly, every second one
 was asked all the same, and refusals still took 0.9 ms of the server for each good answer."""
@@ -28,7 +30,7 @@ class Rest:
     _priority: int = 0
 
     def refused(self, now: float, budget_s: float, priority: int) -> None:
-        self._until, self._budget_s, self._priority = now + REST_S, budget_s, priority
+        self._until, self._budget_s, self._priority = now + REST_SHARE * budget_s, budget_s, priority
 
     def covers(self, now: float, budget_s: float, priority: int) -> bool:
         """Whether the engine would turn this one away too: it is not more urgent, and has hardly more time."""

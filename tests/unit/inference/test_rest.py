@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.inference.rest import REST_S, Rest
+from services.inference.rest import REST_SHARE, Rest
 
 
 def test_what_has_hardly_more_time_and_is_no_more_urgent_is_spared_the_engine() -> None:
@@ -23,7 +23,7 @@ def test_what_is_more_urgent_or_has_more_time_is_asked_all_the_same() -> None:
 def test_the_rest_ends_by_itself() -> None:
     rest = Rest()
     rest.refused(10.0, 0.06, 0)
-    assert not rest.covers(10.0 + REST_S, 0.06, 0)
+    assert not rest.covers(10.0 + REST_SHARE * 0.06, 0.06, 0)
 
 
 def test_nothing_is_spared_before_the_first_refusal() -> None:
