@@ -1,7 +1,7 @@
 """What a client spares an engine that just turned a request away.
 
 A refusal is cheap but not free: on two cores 400 a second took a third of the device's own time. An engine that
-refuses has half a deadline of work waiting (`scheduler`), so a client that asks nothing for a while lets it lose no
+refuses has most of a deadline's work waiting (`scheduler`), so a client that asks nothing for a while lets it lose no
 work, and answers itself what would have been refused.
 
 Dead end: refusing with a chance by the share that was taken of late (Google's SRE book, eq. 21-1). With K = 1.2, low
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REST_SHARE = 0.18
-"""Of the time that the refused request had: 12 ms of 68. At least half of that time is work that waits (`_ADMIT_SHARE`
+"""Of the time that the refused request had: 12 ms of 68. Most of that time is work that waits (`_ADMIT_SHARE`
 of the scheduler), so it does not run out meanwhile. Goodput at three times the capacity, as a share of the best: 0.77
 without, 0.87 at 5 ms, 0.91 at 10, 0.97 at 16."""
 _ALIKE = 1.25

@@ -138,7 +138,7 @@ def test_a_second_request_that_cannot_wait_takes_what_is_left_of_the_first_ones_
     assert [placed.candidates for placed in plan.batch] == [100, 100]
 
 
-def test_a_request_is_turned_away_when_those_before_it_take_more_than_half_of_its_time() -> None:
+def test_a_request_is_turned_away_when_those_before_it_leave_it_no_time() -> None:
     scheduler = scheduler_with(*(ticket(0.02, candidates=200) for _ in range(4)))
     with pytest.raises(Overloaded, match="4 requests"):
         scheduler.submit(ticket(0.01, candidates=200))
