@@ -27,7 +27,7 @@ _BACKLOG_SHARE = 0.75
 """Of the most patient request's time: a longer backlog is an overload. At 1 the queue hovers where every request has
 just enough time, and half of the batches hold one."""
 _ADMIT_SHARE = 0.85
-"""Of a request's time, for those that wait before it and for itself; the rest is for the batch that runs and for the way
+"""Of a request's time, for those that wait before it and for itself; the rest is for the batch that runs and the way
 back. At 0.5 the door turned 9 % away at a rate at which 0.85 turned away 1 %, p99 56 ms; at three times the capacity
 both serve the same."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
