@@ -48,7 +48,10 @@ def test_rows_past_their_retention_go_in_chunks_and_younger_ones_stay(database: 
         "item_daily": 2,
         "recommendation_items": 8,
         "recommendations": 4,
+        "experiment_slates": 0,
         "late_slates": 0,
+        "late_experiment_slates": 0,
+        "late_exposures": 0,
     }
     assert [count(database, table) for table in (events, item_daily, recommendation_items, recommendations)] == [
         2,

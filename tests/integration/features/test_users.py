@@ -276,6 +276,7 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
             "models": "named",
         }
         removed = {"users": 1, "events": 3, "feedback": 1, "recommendations": 1}
+        removed |= {"exposures": 0, "experiment_slates": 0}
         assert receipt["receipts"]["mysql"]["removed"] == removed
         assert receipt["receipts"]["models"]["models"] == ["m1"]
         for table in (users, events, feedback, recommendations):
