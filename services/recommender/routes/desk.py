@@ -136,7 +136,9 @@ class Desk:
         query, enrolment = await self.enroller.enrol(
             prepared.query, user_id=request.user_id, visitor_id=request.visitor_id, asked=asked
         )
-        return prepared if query is prepared.query else replace(prepared, query=query, enrolment=enrolment)
+        if query is prepared.query and enrolment is NO_ENROLMENT:
+            return prepared
+        return replace(prepared, query=query, enrolment=enrolment)  # a control changes nothing and is met all the same
 
     async def find(self, prepared: Prepared) -> Found:
         """The frozen rest of a cursor when there is any, else a fresh one. Raises NothingToServe."""

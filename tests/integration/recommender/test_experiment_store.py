@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,13 +74,14 @@ def test_an_experiment_goes_from_draft_to_shipped_and_back_and_the_audit_names_w
 def test_what_the_state_forbids_is_a_conflict_and_leaves_no_audit(database: Database) -> None:
     ours = store(database)
     draft = ours.create(registered(), actor="ann")
-    for attempt in (
+    attempts: list[Callable[[], StoredExperiment]] = [
         lambda: ours.create(registered(), actor="ann"),
         lambda: ours.stop("mmr", actor="ann"),
         lambda: ours.ship("mmr", "diverse", actor="ann"),
         lambda: ours.roll_back("mmr", actor="ann"),
         lambda: ours.start("mmr", actor="ann", revision=draft.revision - 1),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(Conflict):
             attempt()
     with pytest.raises(NotFound):

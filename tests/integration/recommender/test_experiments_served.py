@@ -137,7 +137,7 @@ def test_who_signs_in_keeps_the_variant_and_an_unknown_profile_is_left_out(
                 (first,) = (await ours.recommend(visitor_id=visitor))["experiments"]
 
                 async def remembered(visitor: str = visitor, user: str = user, first: dict[str, Any] = first) -> bool:
-                    return (await ours.recommend(visitor_id=visitor, user_id=user))["experiments"] == [first]
+                    return bool((await ours.recommend(visitor_id=visitor, user_id=user))["experiments"] == [first])
 
                 await eventually(remembered)
                 assert (await ours.recommend(visitor_id=visitor, user_id=user))["stage_ms"]["features"] > 0
