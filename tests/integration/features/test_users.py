@@ -14,8 +14,18 @@ from services.features.users.deletions import record, unfinished
 from services.features.users.profile_cache import Profile, ProfileCache, decode
 from services.features.users.refresh import refresh_profiles
 from shared.storage.database import Database
-from shared.storage.tables import deletions, events, feedback, models, recommendations, user_state, users
-from tests.integration.features.helpers import Suite, add_events, add_feedback, add_item, add_slate, suite
+from shared.storage.tables import (
+    deletions,
+    events,
+    experiment_slates,
+    exposures,
+    feedback,
+    models,
+    recommendations,
+    user_state,
+    users,
+)
+from tests.integration.features.helpers import Suite, add_events, add_exposure, add_feedback, add_item, add_slate, suite
 
 pytestmark = pytest.mark.integration
 Test = Callable[[Suite], Coroutine[Any, Any, None]]
