@@ -1,4 +1,4 @@
-"""Experiments on the serving routes: who may manage them, what an answer and the journal say, frozen pages, failures."""
+"""Experiments on the serving routes: who may manage them, what answer and journal say, frozen pages, failures."""
 
 from __future__ import annotations
 
