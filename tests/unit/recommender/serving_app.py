@@ -172,6 +172,11 @@ class FakeRedis:
             raise RedisConnectionError("away")
         return self.values.get(key, {}).get(name)
 
+    async def set(self, key: str, value: bytes, *, ex: int) -> None:
+        """A string is kept as the one field of its key."""
+        self.values[key] = {"": value}
+        self.expiry[key] = ex
+
     async def eval(self, script: str, _keys: int, key: str, name: str, value: bytes, seconds: int) -> int:
         assert "HSET" in script
         assert "EXPIRE" in script

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from services.recommender.domain import Query, UserFeatures
+from services.recommender.domain import Query, Rung, UserFeatures
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.live import Live, LiveExperiment
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.serving.enroller import Enroller
 from shared.contracts.history import UserHistory
 from tests.unit.experiments.written import registered
-from tests.unit.recommender.serving_app import SCHEMA, World, state, world
+from tests.unit.recommender.serving_app import SCHEMA, World, slate_of, state, world
 from tests.unit.web.example import KEYS
 
 
@@ -91,6 +92,7 @@ def test_a_request_that_fails_is_noted_for_its_variant(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with world(tmp_path, serving=state(0)) as w:
             w.experiments.inner, _ = enrolling(w)
+            w.pipeline.script = lambda _query: slate_of(np.empty(0, np.int32), rung=Rung.NOTHING)
             problem = await w.refused(user_id="ann")
             assert problem["code"] == "nothing_to_serve"
             assert w.journal.waiting == 1
@@ -109,6 +111,8 @@ def test_sticky_buckets_come_with_the_features_and_a_redis_that_hangs_costs_the_
             reading.extras = {"silkrec:sb1:v:v1": b'{"mmr__0": "diverse"}', "silkrec:sb1:u:ann": b"damaged"}
             answer = await w.recommend(user_id="ann")
             assert answer["experiments"] == [{"key": "mmr", "variant": "diverse"}]
+            await w.written_behind()
+            assert w.redis.values == {"silkrec:sb1:u:ann": {"": b'{"mmr__0":"diverse"}'}}
             assert reading.asked == [("silkrec:sb1:u:ann", "silkrec:sb1:v:v1")]
             assert w.pipeline.queries[-1].user is not None, "the pipeline reads them no second time"
             reading.hangs = True
