@@ -112,7 +112,7 @@ def test_sticky_buckets_come_with_the_features_and_a_redis_that_hangs_costs_the_
             answer = await w.recommend(user_id="ann")
             assert answer["experiments"] == [{"key": "mmr", "variant": "diverse"}]
             await w.written_behind()
-            assert w.redis.values == {"silkrec:sb1:u:ann": {"": b'{"mmr__0":"diverse"}'}}
+            assert w.redis.values["silkrec:sb1:u:ann"] == {"": b'{"mmr__0":"diverse"}'}
             assert reading.asked == [("silkrec:sb1:u:ann", "silkrec:sb1:v:v1")]
             assert w.pipeline.queries[-1].user is not None, "the pipeline reads them no second time"
             reading.hangs = True
