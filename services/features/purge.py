@@ -20,7 +20,15 @@ from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import FeaturesSettings
 from shared.storage.database import Database
-from shared.storage.tables import events, item_daily, recommendation_items, recommendations, user_state
+from shared.storage.tables import (
+    events,
+    experiment_slates,
+    exposures,
+    item_daily,
+    recommendation_items,
+    recommendations,
+    user_state,
+)
 
 CHUNK_ROWS = 1000
 # At 1,000 rows a pause this long the purge deletes at most 10,000 rows a second beside the traffic.
@@ -56,6 +64,11 @@ def purge_slots(connection: Connection, before_day: int, chunk_rows: int = CHUNK
     return _purge_days(connection, recommendation_items, recommendation_items.c.served_day, before_day, chunk_rows)
 
 
+def purge_experiment_slates(connection: Connection, before_day: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    """They go with the slates that they describe. Exposures stay: a unit's first day is needed while anybody looks."""
+    return _purge_days(connection, experiment_slates, experiment_slates.c.served_day, before_day, chunk_rows)
+
+
 def _purge_days(connection: Connection, table: Table, day: Column[int], before_day: int, chunk_rows: int) -> int:
     """Deletes up to `chunk_rows` of the oldest rows; fewer than that: there are no more."""
     key = list(table.primary_key)
@@ -79,6 +92,27 @@ def purge_late_slates(connection: Connection, since_us: int, chunk_rows: int = C
         return 0
     connection.execute(delete(recommendation_items).where(recommendation_items.c.recommendation_id.in_(found)))
     return connection.execute(delete(recommendations).where(recommendations.c.recommendation_id.in_(found))).rowcount
+
+
+def purge_late_experiment_slates(connection: Connection, since_us: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    return _purge_late(connection, experiment_slates, experiment_slates.c.served_at_us, since_us, chunk_rows)
+
+
+def purge_late_exposures(connection: Connection, since_us: int, chunk_rows: int = CHUNK_ROWS) -> int:
+    return _purge_late(connection, exposures, exposures.c.first_at_us, since_us, chunk_rows)
+
+
+def _purge_late(connection: Connection, table: Table, at_us: Column[int], since_us: int, chunk_rows: int) -> int:
+    """Rows of deleted users, as `purge_late_slates` has them."""
+    key = list(table.primary_key)
+    late = (
+        select(*key)
+        .select_from(user_state.join(table, table.c.unit == user_state.c.user_key))
+        .where(user_state.c.deleted_at_us >= since_us, at_us <= user_state.c.deleted_at_us)
+        .limit(chunk_rows)
+    )
+    found = [tuple(row) for row in connection.execute(late)]
+    return connection.execute(delete(table).where(tuple_(*key).in_(found))).rowcount if found else 0
 
 
 class Purge:
@@ -128,7 +162,12 @@ class Purge:
             "item_daily": await self._drain("item_daily", purge_item_daily, events_day),
             "recommendation_items": await self._drain("recommendation_items", purge_slots, slates_day),
             "recommendations": await self._drain("recommendations", purge_slates, slates_day),
+            "experiment_slates": await self._drain("experiment_slates", purge_experiment_slates, slates_day),
             "late_slates": await self._drain("late_slates", purge_late_slates, now_us - 2 * DAY_US),
+            "late_experiment_slates": await self._drain(
+                "late_experiment_slates", purge_late_experiment_slates, now_us - 2 * DAY_US
+            ),
+            "late_exposures": await self._drain("late_exposures", purge_late_exposures, now_us - 2 * DAY_US),
         }
         self._finished.set(self._clock())
         return removed

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from services.inference.client import InferenceClient
 from services.recommender import wiring
-from services.recommender.routes import browse, forward, rank, recommend, recommendations
+from services.recommender.routes import browse, experiments, forward, rank, recommend, recommendations
 from services.recommender.routes.arrival import ArrivalMiddleware
 from services.recommender.serving.readiness import ReadinessBoard
 from shared.observability.metrics import Metrics
@@ -20,7 +20,7 @@ from shared.web.app import Lifespan, create_app
 
 TITLE = "SilkRec recommender"
 SERVICE = "recommender"
-ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router)
+ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router, experiments.router)
 
 
 def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAPI:

@@ -71,6 +71,10 @@ class Query:
     `weights`, `hide_seen`, `diversity`, `exploration` are already settled between request and scene. `filter` and
     `scene_filter` share `filter_values`. `input_list`: rank exactly these (`/v1/rank`). `model_version` and
     `index_version` are no part of it: the pipeline pins one snapshot of the release for the whole request.
+
+    `candidates`, `per_source`, `sources` (names of those asked; None: all) and `ranker` ("model", or "retrieval": its
+    order) are set by experiments only; None is the pipeline's own. `extra_keys`: further Redis keys to read with the
+    features. `user`: the features, when they were read before the pipeline began, which took `user_ms`.
     """
 
     user_key: str
@@ -94,6 +98,13 @@ class Query:
     explain: bool = False
     input_list: Int32 | None = None
     priority: int = 0
+    candidates: int | None = None
+    per_source: int | None = None
+    sources: frozenset[str] | None = None
+    ranker: str = "model"
+    extra_keys: tuple[str, ...] = ()
+    user: UserFeatures | None = None
+    user_ms: float = 0.0
 
     @property
     def now_s(self) -> int:

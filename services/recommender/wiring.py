@@ -15,6 +15,9 @@ from redis.asyncio import Redis
 from services.features.reader import FeatureReader
 from services.inference.client import EngineControl, GrpcInferenceClient, InferenceClient
 from services.recommender.catalogue import Catalogue
+from services.recommender.components.hydrators.user_features import UserFeaturesHydrator
+from services.recommender.experiments.registry.store import ExperimentStore
+from services.recommender.experiments.registry.watcher import ExperimentWatcher
 from services.recommender.journal import Journal
 from services.recommender.metrics import JournalMetrics, ServingMetrics, SlateMetrics
 from services.recommender.pipeline_wiring import recommend_pipeline
@@ -24,6 +27,7 @@ from services.recommender.routes.queries import QueryBuilder
 from services.recommender.serving import ServingState, StateHolder
 from services.recommender.serving.catalogue_refresher import CatalogueRefresher
 from services.recommender.serving.dependencies import DependencyWatcher
+from services.recommender.serving.enroller import Enroller
 from services.recommender.serving.frozen import FrozenSlates
 from services.recommender.serving.new_items import NewItems
 from services.recommender.serving.popular_refresher import PopularRefresher
@@ -71,12 +75,14 @@ class _Followers:
     popular: PopularRefresher
     dependencies: DependencyWatcher
     new_items: NewItems | None
+    experiments: ExperimentWatcher
 
     def start(self, tasks: TaskOwner) -> None:
         tasks.start("catalogue", self.catalogue.run)
         tasks.start("popular", self.popular.run)
         tasks.start("releases", self.releases.run)
         tasks.start("dependencies", self.dependencies.run)
+        tasks.start("experiments", self.experiments.run)
         if self.new_items is not None:
             tasks.start("new items", self.new_items.run)
 
@@ -117,7 +123,16 @@ async def opened(
         tasks.start("admission", server.admission.run)
         stack.push_async_callback(server.close)
         frozen = FrozenSlates(stores.redis, stores.redis_write)
-        desk = Desk(settings.recommender, QueryBuilder(settings.data), holder, server, frozen, journal, tasks)
+        builder = QueryBuilder(settings.data)
+        enroller = Enroller(
+            followers.experiments.current,
+            UserFeaturesHydrator(stores.reader),
+            stores.redis_write,
+            holder,
+            tasks,
+            builder.filter,
+        )
+        desk = Desk(settings.recommender, builder, holder, server, frozen, journal, tasks, enroller)
         board.pin(loaded=followers.loaded, dependencies=lambda: _dependencies(followers, journal, tasks))
         tasks.spawn("warm-up", _warm(followers, desk, board))
         state: dict[str, Any] = {
@@ -132,6 +147,7 @@ async def opened(
             "keys": stores.keys,
             "metrics": metrics,
             "desk": desk,
+            "experiments": ExperimentStore(stores.database, settings.data),
         }
         if settings.recommender.features_url:
             state["forwarder"] = Forwarder(settings.recommender.features_url)
@@ -211,6 +227,7 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
         ),
         DependencyWatcher(redis=stores.redis, inference=stores.inference, holder=holder),
         new_items,
+        ExperimentWatcher(database, settings.data, refresh_s=refresh_s),
     )
 
 
@@ -233,6 +250,7 @@ def _dependencies(followers: _Followers, journal: Journal, tasks: TaskOwner) -> 
         "release": followers.releases.status,
         "catalogue": followers.catalogue.status,
         "popular": followers.popular.status,
+        "experiments": followers.experiments.status,
         "journal": journal.status,
     }
     return {**known, **{f"task {name}": "given up; restart the process" for name in sorted(tasks.dead)}}

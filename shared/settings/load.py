@@ -23,6 +23,8 @@ from shared.settings.roots import Settings
 PREFIX = "SILKREC_"
 CONFIG_ENV = "SILKREC_CONFIG"
 DEFAULT_FILE = "silkrec.yaml"
+# Of a deployment's settings: what experiments shipped. The recommender follows it; no process reads it at its start.
+SERVING = "serving"
 # The declarations stand at the top level of the file, not under `data:`.
 _DECLARATIONS = ("scenes", "event_types", "item_fields", "user_fields")
 
@@ -60,7 +62,8 @@ def load_settings(
             _put(tree, origin, name, _parse(name, raw, variable), f"env {variable}")
     for source, values in (("shipped", shipped), ("command line", overrides)):
         for name, value in (values or {}).items():
-            _put(tree, origin, name, value, source)
+            if (source, name) != ("shipped", SERVING):
+                _put(tree, origin, name, value, source)
     tree["home"] = path.parent if path is not None else Path.cwd()
     try:
         return Loaded(Settings.model_validate(tree), origin, path)

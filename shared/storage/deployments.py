@@ -9,7 +9,10 @@ from sqlalchemy import Connection, Row, insert, select
 
 from shared.contracts.manifest import Deployment, Release
 from shared.errors import NotFound
+from shared.settings.load import SERVING
 from shared.storage.tables import deployments
+
+__all__ = ["SERVING", "active", "history", "promote", "roll_back"]
 
 
 def active(connection: Connection) -> Deployment | None:

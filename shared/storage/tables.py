@@ -117,7 +117,8 @@ counters = Table(
     Column("value", BigInteger, nullable=False),
     **_MYSQL,
 )
-"""`catalogue`: raised by one inside each transaction that changes items, so readers can ask for what changed since."""
+"""`catalogue`: raised by one inside each transaction that changes items, so readers can ask for what changed since.
+`experiments` and `deployments` likewise, which makes each the one lock of its writers."""
 
 events = Table(
     "events",

@@ -182,11 +182,11 @@ class DeletionWorker:
         return answered[0] if answered and len(answered) == len(outcomes) else outcomes[0]
 
     async def _batch_slates(self, deletion: Deletion) -> Receipt:
-        """Frozen slates; last-good scores and batch slates of every release that was ever active."""
+        """Frozen slates and sticky buckets; last-good scores and batch slates of every release that was ever active."""
         releases = await self._stores.database.run(self._releases)
         removed = 0
         for key in await self._keys(deletion):
-            names = [f"silkrec:fs1:{key}"]
+            names = [f"silkrec:fs1:{key}", f"silkrec:sb1:{key}"]
             names += [f"silkrec:lg1:{release}:{key}" for release in releases]
             names += [f"silkrec:b1:{release}:{scene}:{key}" for release in releases for scene in self._stores.scenes]
             for start in range(0, len(names), 500):

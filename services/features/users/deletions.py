@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, desc, select, update
+from sqlalchemy import Connection, Table, delete, desc, select, tuple_, update
 
 from services.features.users.merge import merged_visitors
 from services.features.users.sql import upsert
@@ -20,6 +20,8 @@ from shared.storage.database import Database
 from shared.storage.tables import (
     deletions,
     events,
+    experiment_slates,
+    exposures,
     feedback,
     models,
     recommendation_items,
@@ -124,9 +126,11 @@ def subject_keys(connection: Connection, deletion: Deletion) -> list[str]:
 
 def remove_rows(database: Database, user_key: str, stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
     """Deletes everything that happened to this user; counts by table. Blocking. `stop`: asked between chunks."""
-    removed = {"events": 0, "feedback": 0, "recommendations": 0}
+    removed = {"events": 0, "feedback": 0, "recommendations": 0, "exposures": 0, "experiment_slates": 0}
     removed["events"] = _remove(database, events, events.c.event_seq, user_key, stop)
     removed["recommendations"] = _remove_recommendations(database, user_key, stop)
+    removed["experiment_slates"] = _remove_units(database, experiment_slates, user_key, stop)
+    removed["exposures"] = _remove_units(database, exposures, user_key, stop)
     with database.write() as connection:
         removed["feedback"] = connection.execute(delete(feedback).where(feedback.c.user_key == user_key)).rowcount
     return removed
@@ -146,6 +150,20 @@ def _remove(database: Database, table: Table, key: Any, user_key: str, stop: Cal
             if page:
                 total += connection.execute(delete(table).where(key.in_(page))).rowcount
         if len(page) < CHUNK_ROWS:
+            break
+    return total
+
+
+def _remove_units(database: Database, table: Table, user_key: str, stop: Callable[[], bool]) -> int:
+    """Of the experiments' tables, whose keys are of several columns."""
+    key, total = list(table.primary_key), 0
+    while not stop():
+        with database.write() as connection:
+            own = select(*key).where(table.c.unit == user_key).limit(CHUNK_ROWS // 10)
+            page = [tuple(row) for row in connection.execute(own)]
+            if page:
+                total += connection.execute(delete(table).where(tuple_(*key).in_(page))).rowcount
+        if len(page) < CHUNK_ROWS // 10:
             break
     return total
 

@@ -26,8 +26,10 @@ class Merged:
 
 
 def merge_visitor(connection: Connection, visitor_key: str, into: str, now_us: int) -> Merged:
-    """One transaction; doing it again changes nothing. Raises Conflict for a deleted user and for a visitor that
-    belongs to another user."""
+    """One transaction; doing it again changes nothing. Exposures stay the visitor's: who met what as whom is what an
+    analysis counts, and a row moved onto the user's own could only make a multi-variant unit of an honest one.
+
+    Raises Conflict for a deleted user and for a visitor that belongs to another user."""
     states = _lock(connection, (visitor_key, into))
     visitor, user = states.get(visitor_key), states.get(into)
     if (user is not None and user.deleted_at_us is not None) or (visitor and visitor.deleted_at_us is not None):

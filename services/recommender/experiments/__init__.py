@@ -5,10 +5,16 @@
     holdouts       units that no experiment may touch
     sticky         what a unit met before, by phase
     enrolment      all of these together: one unit in one experiment, with the reason
+    settings       what a variant may change of a request
+    live           the running experiments as requests read them, by scene
+    enrolling      one request in all experiments of its scene
+    applying       what shipped settings and variants make of a Query
+    measures       diversity and novelty of a served slate
     statistics/    from sufficient statistics to intervals, alarms and plans
     interleaving   two rankings in one slate, and whom a click speaks for
     off_policy     what a variant that never ran would have earned
+    registry/      impure: the experiments in the database, their audit, shipping, and the follower of requests
 
-Owns the arithmetic and the rules; everything named above is pure (numpy and scipy, no clock, no store). Owns no
+Owns the arithmetic and the rules; everything but registry/ is pure (numpy and scipy, no clock, no store). Owns no
 events, no exposure log and no page: those call this, never the other way round.
 """

@@ -14,8 +14,12 @@ none does. Missing values: a comparison with one is false (`!=` and `NOT IN` too
 that false into true: `NOT price < 5` keeps items without a price, `price >= 5` does not. An empty list is missing.
 Missing entries of IN's own list are left out: `brand NOT IN user.blocked` keeps every branded item for a user who
 blocked nothing.
+
+Targeting of experiments is the same language about nobody's items: `user.<field>` and `context.<name>`, whose values
+take the type of what they are compared with.
 """
 
 from services.recommender.filters.compiled import CompiledFilter, compile_filter
+from services.recommender.filters.targeting import Targeting, compile_targeting
 
-__all__ = ["CompiledFilter", "compile_filter"]
+__all__ = ["CompiledFilter", "Targeting", "compile_filter", "compile_targeting"]

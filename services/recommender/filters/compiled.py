@@ -74,12 +74,12 @@ def compile_filter(text: str, schema: Schema) -> CompiledFilter:
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _compile(text: str, items: Fields, users: Fields) -> CompiledFilter:
-    checker = _Checker(items, users)
+    checker = Checker(items, users)
     test = checker.expression(parse(text))
     return CompiledFilter(text, tuple(checker.parameters.values()), test)
 
 
-class _Checker:
+class Checker:
     """Recursion is bounded by the parser's 64 levels."""
 
     def __init__(self, items: Fields, users: Fields) -> None:
@@ -143,6 +143,8 @@ class _Checker:
 
     def _member(self, node: syntax.Member) -> evaluate.Test:
         kind = self._kind(node.left)
+        if kind is None and isinstance(node.left, syntax.ContextField):
+            kind = next((found for value in node.values if (found := self._kind(value)) is not None), "string")
         if kind is None:
             raise fault("the left side of IN needs a type; write a field there", node.position)
         if kind == "string" and isinstance(node.left, syntax.Literally):
@@ -179,6 +181,8 @@ class _Checker:
             return evaluate.FieldPresent(_column(operand.name))
         if isinstance(operand, syntax.UserField):
             return evaluate.ScalarPresent(self._scalar(operand, self._user(operand), spread=True))
+        if isinstance(operand, syntax.ContextField):
+            return evaluate.AnythingPresent(self._context(operand))
         raise fault("IS NULL asks a field", operand.position)
 
     def _among(
@@ -197,7 +201,7 @@ class _Checker:
     # ---- operands
 
     def _kind(self, operand: syntax.Operand) -> FieldType | None:
-        """None for a $value: it takes the type of its company."""
+        """None for a $value or a context field: it takes the type of its company."""
         match operand:
             case syntax.ItemField():
                 return self._item(operand)
@@ -226,6 +230,9 @@ class _Checker:
             raise fault(f"there is no user field {operand.name}{hint}", operand.position)
         return kind
 
+    def _context(self, operand: syntax.ContextField) -> str:
+        raise fault("context fields are for the targeting of experiments; pass a $value here", operand.position)
+
     def _hint(self, name: str) -> str:
         near = difflib.get_close_matches(name.lower(), self._items, 1)
         if near:
@@ -240,6 +247,8 @@ class _Checker:
             case syntax.Parameter(name, position):
                 self._expect(Wanted(name, kind, spread, position))
                 return evaluate.FromRequest(name, kind)
+            case syntax.ContextField():
+                return evaluate.FromUser(self._context(operand), kind)
             case syntax.Literally(value, position) if kind == "timestamp" and isinstance(value, str):
                 moment = evaluate.convert(value, "timestamp")
                 if moment is None:

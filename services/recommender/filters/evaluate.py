@@ -242,6 +242,16 @@ class ScalarPresent:
 
 
 @dataclass(frozen=True, slots=True)
+class AnythingPresent:
+    """For a value of no declared type."""
+
+    name: str
+
+    def mask(self, context: Context) -> Bool:
+        return context.everything(context.user.get(self.name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class Inverse:
     inner: Test
 

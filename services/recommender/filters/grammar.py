@@ -30,9 +30,10 @@ single: PARAMETER | USER_FIELD
 contains: _operand CONTAINS _operand
 is_null: _operand IS [NOT] NULL
 truth: _operand
-_operand: field | user_field | parameter | text | number | boolean | now
+_operand: field | user_field | context_field | parameter | text | number | boolean | now
 field: NAME
 user_field: USER_FIELD
+context_field: CONTEXT_FIELD
 parameter: PARAMETER
 text: TEXT
 number: NUMBER
@@ -51,6 +52,7 @@ TRUE.3: /TRUE(?![A-Za-z0-9_.])/i
 FALSE.3: /FALSE(?![A-Za-z0-9_.])/i
 NOW.3: /now\(\)/i
 USER_FIELD.2: /user\.[A-Za-z_][A-Za-z0-9_]*/
+CONTEXT_FIELD.2: /context\.[A-Za-z_][A-Za-z0-9_]*/
 PARAMETER: /\$[A-Za-z_][A-Za-z0-9_]*/
 NAME: /[A-Za-z_][A-Za-z0-9_]*/
 NUMBER: /[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?(?![A-Za-z0-9_.])/
@@ -62,6 +64,7 @@ _SPOKEN = {
     "COMPARISON": "a comparison (= != < <= > >=)",
     "PARAMETER": "a $value",
     "USER_FIELD": "a user field",
+    "CONTEXT_FIELD": "a context field",
     "NAME": "a field",
     "NUMBER": "a number",
     "TEXT": "a text in quotes",
@@ -168,6 +171,9 @@ class _Build(Transformer[Token, Any]):
 
     def user_field(self, token: Token) -> syntax.UserField:
         return syntax.UserField(str(token)[5:], _place(token))
+
+    def context_field(self, token: Token) -> syntax.ContextField:
+        return syntax.ContextField(str(token)[len("context.") :], _place(token))
 
     def parameter(self, token: Token) -> syntax.Parameter:
         return syntax.Parameter(str(token)[1:], _place(token))

@@ -21,6 +21,14 @@ class UserField:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextField:
+    """`context.<name>` of the request; in targeting only."""
+
+    name: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     name: str
     position: int
@@ -37,7 +45,7 @@ class Now:
     position: int
 
 
-Operand = ItemField | UserField | Parameter | Literally | Now
+Operand = ItemField | UserField | ContextField | Parameter | Literally | Now
 
 
 @dataclass(frozen=True, slots=True)

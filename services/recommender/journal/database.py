@@ -10,20 +10,23 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.sql.dml import Insert
 
+from services.recommender.journal.experiments import put_experiments
 from services.recommender.journal.record import ServedSlate
 from shared.storage.tables import recommendation_items, recommendations, user_state
 
 
 def put_slates(connection: Connection, slates: Sequence[ServedSlate]) -> int:
-    """Inserts what is not there yet, by recommendation_id; the caller owns the transaction. Returns how many slates
-    were left out because their user was deleted after they were served."""
+    """Inserts what is not there yet, by recommendation_id, with exposures and experiment slates; the caller owns the
+    transaction. Returns how many slates were left out because their user was deleted after they were served."""
     deleted = _deleted_users(connection, {slate.user_key for slate in slates})
     kept = [slate for slate in slates if slate.served_at_us > deleted.get(slate.user_key, -1)]
-    if kept:
-        connection.execute(_insert_new(connection, recommendations), [_slate_row(slate) for slate in kept])
-        items = [row for slate in kept for row in _item_rows(slate)]
+    served = [slate for slate in kept if not slate.failed]
+    if served:
+        connection.execute(_insert_new(connection, recommendations), [_slate_row(slate) for slate in served])
+        items = [row for slate in served for row in _item_rows(slate)]
         if items:
             connection.execute(_insert_new(connection, recommendation_items), items)
+    put_experiments(connection, kept)
     return len(slates) - len(kept)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
+# Format 1 ends before `experiments`; a journal of the release before may wait on disk.
+_OLDER = {1: 15}
 US_PER_DAY = 86_400_000_000
 
 
@@ -20,7 +22,12 @@ class ServedSlate:
 
     `request` becomes the column `recommendations.request`: `body` (as sent, without tokens), `sources` (names of
     source_bits), `rung`, `actions` and `scores [n][A]`, `reasons`, `last_event_id`; `filtered [[item_index, stage,
-    rule]]` when the request asked `explain`; `exploration {epsilon, pool}` when it explored.
+    rule]]` when the request asked `explain`; `exploration {epsilon, pool}` when it explored; `experiments [[key, phase,
+    variant]]` with all variants it met, forced ones too.
+
+    `experiments` {experiment, phase, unit, variant, segment, simulated} are the assignments that are data, `measures`
+    {ild, novelty} what the slate was like; both go to the experiments' own tables. `failed`: the request ended in a 5xx
+    and no slate was served; only its experiments are kept.
     """
 
     recommendation_id: str
@@ -38,6 +45,9 @@ class ServedSlate:
     score: npt.ArrayLike
     propensity: npt.ArrayLike
     source_bits: npt.ArrayLike
+    experiments: Sequence[Mapping[str, Any]] = ()
+    measures: Mapping[str, float | None] = field(default_factory=dict)
+    failed: bool = False
 
     @property
     def served_day(self) -> int:
@@ -57,11 +67,12 @@ def decode(payload: bytes) -> ServedSlate | None:
     values = orjson.loads(payload)
     if not isinstance(values, list) or not values:
         raise ValueError("a journal record must be a list")
-    if values[0] != RECORD_FORMAT:
+    if values[0] != RECORD_FORMAT and values[0] not in _OLDER:
         return None
-    if len(values) != len(_FIELDS) + 1:
-        raise ValueError(f"a journal record has {len(_FIELDS) + 1} values, not {len(values)}")
-    slate = ServedSlate(**dict(zip(_FIELDS, values[1:], strict=True)))
+    fields = _FIELDS[: _OLDER.get(values[0], len(_FIELDS))]
+    if len(values) != len(fields) + 1:
+        raise ValueError(f"a journal record has {len(fields) + 1} values, not {len(values)}")
+    slate = ServedSlate(**dict(zip(fields, values[1:], strict=True)))
     lengths = {np.shape(column) for column in (slate.item_index, slate.score, slate.propensity, slate.source_bits)}
     if len(lengths) != 1 or len(next(iter(lengths))) != 1:
         raise ValueError(f"the columns of slate {slate.recommendation_id!a} differ in length")

@@ -38,6 +38,8 @@ class Ladder:
         """Best first. `personal_bits`: sources whose order is more than popularity."""
         if len(batch) == 0:
             return Ranked(batch, np.empty(0, np.float32), Rung.NOTHING)
+        if context.query.ranker == "retrieval":
+            return self._retrieved(context, batch, personal_bits, "")
         actions = self.scorer.actions(context)
         cause = "no_model"
         if actions:
@@ -79,7 +81,8 @@ class Ladder:
     def _retrieved(self, context: Context, batch: CandidateBatch, personal_bits: int, cause: str) -> Ranked:
         personal = context.query.input_list is not None or bool((batch.source_bits & personal_bits).any())
         rung = Rung.RETRIEVAL if personal else Rung.POPULAR
-        context.report.gave_up(STAGE, cause, rung)
+        if cause:  # none: a variant asked for this order, so nothing was given up
+            context.report.gave_up(STAGE, cause, rung)
         return Ranked(batch, batch.retrieval, rung)
 
 

@@ -32,10 +32,15 @@ class Retrieval:
 
     async def _gather(self, context: Context, sources: Sequence[Source], k: int, timeout_s: float) -> list[Hits]:
         encoding = None
-        if any(source.needs_vector for source in sources) and self.encoder.possible(context):
+        asked = [_is_asked(context, source) for source in sources]
+        if any(
+            source.needs_vector for source, wanted in zip(sources, asked, strict=True) if wanted
+        ) and self.encoder.possible(context):
             encoding = asyncio.ensure_future(self._encode(context, timeout_s))
         tasks: dict[int, asyncio.Task[Hits]] = {}
         for number, source in enumerate(sources):
+            if not asked[number]:
+                continue
             if not source.needs_vector:
                 tasks[number] = asyncio.ensure_future(_ask(context, source, k))
             elif encoding is not None:
@@ -61,6 +66,12 @@ class Retrieval:
         if task is None or (source.needs_vector and not encoded):
             return no_hits()  # the encoder was named already
         return _settled(context, task, f"source.{source.name}", DROPPED) or no_hits()
+
+
+def _is_asked(context: Context, source: Source) -> bool:
+    """What a variant left out proposes nothing; its bit stays its own. A caller's promotions are not a variant's."""
+    wanted = context.query.sources
+    return wanted is None or source.protected or source.name in wanted
 
 
 def merge(hits: Sequence[Hits], sources: Sequence[Source]) -> CandidateBatch:

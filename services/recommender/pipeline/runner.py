@@ -67,7 +67,7 @@ class RecommendPipeline:
         await self._read_user(context)
         found = await self._retrieve(context, sources)
         allowed = self._filter(context, found)
-        chosen, reserve = self._cut(allowed, _bits(sources, lambda source: source.protected))
+        chosen, reserve = self._cut(query, allowed, _bits(sources, lambda source: source.protected))
         ranked = await self._ladder.rank(context, chosen, _bits(sources, lambda source: source.personal))
         self._after(context, ranked)
         eligible = await self._eligible(context, ranked, reserve, len(sources) - 1)
@@ -87,6 +87,17 @@ class RecommendPipeline:
     async def _read_user(self, context: Context) -> None:
         if not context.query.personalized:
             return
+        if context.query.user is not None:
+            context.user = context.query.user
+            context.report.stage_ms["features"] = context.query.user_ms
+        else:
+            await self._hydrate(context)
+        for miss in context.user.misses:
+            if miss.cause != "absent":  # a visitor that nobody knows yet is no failure
+                fallback = "database" if miss.store == "redis" else "defaults"
+                context.report.gave_up(f"features.{miss.store}.{miss.what}", miss.cause, fallback)
+
+    async def _hydrate(self, context: Context) -> None:
         timeout_s = context.budget.share(self._shares.features)
         try:
             with context.report.timed("features"):
@@ -94,24 +105,20 @@ class RecommendPipeline:
                 context.user = await self.stragglers.within(work, timeout_s, patience_s=timeout_s)
         except Exception as error:  # noqa: BLE001  (any component may fail; the slate must not)
             context.report.failed("features", error, "defaults")
-            return
-        for miss in context.user.misses:
-            if miss.cause != "absent":  # a visitor that nobody knows yet is no failure
-                fallback = "database" if miss.store == "redis" else "defaults"
-                context.report.gave_up(f"features.{miss.store}.{miss.what}", miss.cause, fallback)
 
     async def _retrieve(self, context: Context, sources: Sequence[Source]) -> CandidateBatch:
         timeout_s = context.budget.share(self._shares.retrieval)
+        per_source = context.query.per_source or self._limits.per_source
         with context.report.timed("retrieve"):
-            return await self._retrieval.run(context, sources[:-1], self._limits.per_source, timeout_s)
+            return await self._retrieval.run(context, sources[:-1], per_source, timeout_s)
 
     def _filter(self, context: Context, batch: CandidateBatch) -> CandidateBatch:
         with context.report.timed("filter"):
             return keep_passing(context, batch, self._stages.filters)
 
-    def _cut(self, batch: CandidateBatch, protected_bits: int) -> tuple[CandidateBatch, CandidateBatch]:
+    def _cut(self, query: Query, batch: CandidateBatch, protected_bits: int) -> tuple[CandidateBatch, CandidateBatch]:
         """The best by retrieval, with all that are protected; and the reserve behind them."""
-        limit = self._limits.candidates
+        limit = query.candidates or self._limits.candidates
         if len(batch) <= limit:
             return batch, batch.take(np.empty(0, np.int64))
         protected = (batch.source_bits & protected_bits) != 0

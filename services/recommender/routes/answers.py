@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from services.recommender.catalogue import Catalogue
-from services.recommender.domain import Query, Slate
+from services.recommender.domain import Query, Rung, Slate
 from services.recommender.journal import ServedSlate
+from services.recommender.serving.enroller import NO_ENROLMENT, Enrolment
 
 
 class AnswerItem(BaseModel):
@@ -95,13 +96,14 @@ def answer(
     properties: Sequence[str],
     explain: bool,
     next_cursor: str | None,
+    experiments: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """All of it but `took_ms`, which is known last and stands as 0."""
     body: dict[str, Any] = {
         "recommendation_id": recommendation_id,
         "items": item_rows(slate, catalogue, properties),
         "next_cursor": next_cursor,
-        "experiments": [],
+        "experiments": experiments,
         "release": slate.release,
         "model_version": slate.model_version,
         "index_version": slate.index_version,
@@ -126,6 +128,8 @@ def record(
     request: Mapping[str, Any],
     page: Mapping[str, Any] | None,
     took_us: int,
+    enrolment: Enrolment = NO_ENROLMENT,
+    measures: Mapping[str, float | None] | None = None,
 ) -> ServedSlate:
     """`request` as sent, without tokens; `page` says what a frozen page continues."""
     items = slate.items
@@ -142,6 +146,8 @@ def record(
         document["page"] = page
     if query.explain:
         document["filtered"] = [[row.item_index, row.stage, row.rule] for row in slate.removed]
+    if enrolment.assignments:
+        document["experiments"] = enrolment.words
     explored = slate.exploration
     if explored is not None:
         document["exploration"] = {"epsilon": explored.epsilon, "pool": np.ascontiguousarray(explored.pool)}
@@ -161,4 +167,32 @@ def record(
         score=items.score.astype(np.float64),
         propensity=np.ascontiguousarray(items.propensity),
         source_bits=np.ascontiguousarray(items.source_bits),
+        experiments=enrolment.exposures,
+        measures=measures or {},
+    )
+
+
+def failed_record(
+    query: Query, *, recommendation_id: str, request: Mapping[str, Any], took_us: int, enrolment: Enrolment
+) -> ServedSlate:
+    """Of a request that ended in a 5xx: no slate, and no exposure; its variants must still answer for it."""
+    nothing = np.empty(0, np.int64)
+    return ServedSlate(
+        recommendation_id=recommendation_id,
+        user_key=query.user_key,
+        scene=query.scene,
+        served_at_us=query.now_us,
+        release="",
+        model_version=None,
+        index_version=None,
+        took_us=took_us,
+        degraded=(),
+        request={"body": request, "rung": Rung.NOTHING},
+        seed=0,
+        item_index=nothing,
+        score=nothing,
+        propensity=nothing,
+        source_bits=nothing,
+        experiments=enrolment.exposures,
+        failed=True,
     )

@@ -5,21 +5,25 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import orjson
 
 from services.recommender.domain import Degradation, Query, Slate
+from services.recommender.experiments.applying import Asked
 from services.recommender.journal import Journal
-from services.recommender.routes.answers import answer, record
+from services.recommender.routes.answers import answer, failed_record, record
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.routes.requests import MAX_COUNT, RankRequest, RecommendRequest, as_logged
+from services.recommender.serving.enroller import NO_ENROLMENT, Enroller, Enrolment
 from services.recommender.serving.frozen import MAX_SHOWN, Cursor, Frozen, FrozenSlates, choose, cut, new_slate_id
+from services.recommender.serving.measuring import SlateMeasures
 from services.recommender.serving.slates import SlateServer
 from services.recommender.serving.state import ServingState, StateHolder
 from shared.contracts.history import Int32
+from shared.errors import NothingToServe
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import RecommenderSettings
 
@@ -43,12 +47,14 @@ class Prepared:
     arrived: float
     count: int
     route: str
+    enrolment: Enrolment = NO_ENROLMENT
 
     @property
     def asked(self) -> str:
         """Frozen pages continue only what was asked for in the same words."""
         request = self.request
         words = [request.scene, request.filter, request.filter_values, request.diversity, request.personalized]
+        words += self.enrolment.words
         return orjson.dumps(words, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -80,6 +86,8 @@ class Desk:
     frozen: FrozenSlates
     journal: Journal
     tasks: TaskOwner
+    enroller: Enroller | None = None
+    measures: SlateMeasures = field(default_factory=SlateMeasures)
     clock: Callable[[], float] = time.monotonic
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
 
@@ -117,6 +125,21 @@ class Desk:
         )
         return Prepared(request, query, state, cursor, arrived, count, route)
 
+    async def enrolled(self, prepared: Prepared) -> Prepared:
+        """With the variants that the request meets, and the query as they and the shipped settings make it."""
+        if self.enroller is None:
+            return prepared
+        request = prepared.request
+        # Shelves of a page have one deadline, which no variant of one shelf may stretch.
+        deadline_sent = request.deadline_ms is not None or prepared.route == "batch"
+        asked = Asked(prepared.arrived, request.diversity is not None, deadline_sent)
+        query, enrolment = await self.enroller.enrol(
+            prepared.query, user_id=request.user_id, visitor_id=request.visitor_id, asked=asked
+        )
+        if query is prepared.query and enrolment is NO_ENROLMENT:
+            return prepared
+        return replace(prepared, query=query, enrolment=enrolment)  # a control changes nothing and is met all the same
+
     async def find(self, prepared: Prepared) -> Found:
         """The frozen rest of a cursor when there is any, else a fresh one. Raises NothingToServe."""
         lost = ""
@@ -128,7 +151,11 @@ class Desk:
                 # A page that it no longer fills is ranked anew: a short page in the middle would read as the end.
                 if len(rest.items) >= prepared.count:
                     return Found(rest, fresh=False)
-        slate = await self.server.serve(prepared.query, route=prepared.route)
+        try:
+            slate = await self.server.serve(prepared.query, route=prepared.route)
+        except NothingToServe:
+            await self._note_failure(prepared)
+            raise
         if not lost:
             return Found(slate, fresh=True)
         degradation = Degradation("cursor", lost, "fresh_slate")
@@ -176,6 +203,8 @@ class Desk:
             request=as_logged(prepared.request),
             page=_continued(prepared),
             took_us=round(took_s * 1e6),
+            enrolment=prepared.enrolment,
+            measures=self._measured(prepared, slate),
         )
         body = answer(
             slate,
@@ -184,6 +213,7 @@ class Desk:
             properties=prepared.request.return_properties,
             explain=query.explain,
             next_cursor=next_cursor,
+            experiments=prepared.enrolment.shown,
         )
         # Last, so that a disk that hangs costs only what is left of the deadline.
         left = max(LEAST_JOURNAL_S, query.deadline - self.clock() - SEND_S)
@@ -191,6 +221,26 @@ class Desk:
         body["took_ms"] = round((self.clock() - prepared.arrived) * 1000, 3)
         self.server.answered(query.deadline, route=prepared.route)
         return body
+
+    def _measured(self, prepared: Prepared, slate: Slate) -> Mapping[str, float | None]:
+        """Nothing outside experiments."""
+        if not prepared.enrolment.exposures:
+            return {}
+        return self.measures.of(slate.items.item_index, prepared.state)
+
+    async def _note_failure(self, prepared: Prepared) -> None:
+        if not prepared.enrolment.exposures:
+            return
+        query = prepared.query
+        failed = failed_record(
+            query,
+            recommendation_id=new_recommendation_id(query.now_us),
+            request=as_logged(prepared.request),
+            took_us=round((self.clock() - prepared.arrived) * 1e6),
+            enrolment=prepared.enrolment,
+        )
+        left = max(LEAST_JOURNAL_S, query.deadline - self.clock() - SEND_S)
+        await self.journal.append(failed, timeout_s=left)
 
     def checked(self, prepared: Prepared) -> dict[str, Any]:
         """The answer to `validate_only`: the same shape, without items, and nothing is kept of it."""

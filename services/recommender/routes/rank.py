@@ -29,5 +29,6 @@ async def rank(
     unknown = {"unknown_item_ids": unknown_ids(prepared.state.catalogue, body)}
     if body.validate_only:
         return JsonResponse(desk.checked(prepared) | unknown)
+    prepared = await desk.enrolled(prepared)
     page = desk.whole(prepared, await desk.find(prepared))
     return JsonResponse(await desk.answer(prepared, page, None) | unknown)

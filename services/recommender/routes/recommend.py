@@ -29,6 +29,7 @@ async def recommend(body: RecommendRequest, request: Request, principal: Caller)
     prepared = desk.prepare(body, arrived=at, deadline=desk.deadline(at, body.deadline_ms), route="recommend")
     if body.validate_only:
         return JsonResponse(desk.checked(prepared))
+    prepared = await desk.enrolled(prepared)
     page = desk.page(prepared, await desk.find(prepared), taken=_NONE)
     return JsonResponse(await desk.answer(prepared, page, desk.next_cursor(prepared, page, others=_NONE)))
 
@@ -44,6 +45,7 @@ async def recommend_batch(body: BatchRequest, request: Request, principal: Calle
     shelves = _prepare(desk, body, at)
     if body.validate_only:
         return JsonResponse(_batch([desk.checked(shelf) for shelf in shelves], desk, at))
+    shelves = await asyncio.gather(*(desk.enrolled(shelf) for shelf in shelves))
     found = await asyncio.gather(*(desk.find(shelf) for shelf in shelves))
     pages: list[Page] = []
     taken = _NONE

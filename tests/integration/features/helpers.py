@@ -21,7 +21,16 @@ from shared.observability.metrics import Metrics
 from shared.settings.roots import RedisSettings, Settings
 from shared.storage import redis as redis_factory
 from shared.storage.database import Database
-from shared.storage.tables import events, feedback, items, recommendation_items, recommendations, user_state
+from shared.storage.tables import (
+    events,
+    experiment_slates,
+    exposures,
+    feedback,
+    items,
+    recommendation_items,
+    recommendations,
+    user_state,
+)
 from shared.web.app import create_app
 from shared.web.health import Readiness
 from tests.asgi import running
@@ -171,3 +180,17 @@ def add_slate(database: Database, user_key: str, recommendation_id: str, *item_i
                     served_day=day,
                 )
             )
+
+
+def add_exposure(database: Database, unit: str, *recommendation_ids: str, day: int = 0) -> None:
+    """One, and a row a slate."""
+    met = {"experiment": "mmr", "phase": 0, "unit": unit, "variant": "diverse"}
+    at_us = day * 86_400_000_000
+    slate = {"served_at_us": at_us, "served_day": day, "took_us": 1, "items": 1, "rung": "model"}
+    with database.write() as connection:
+        connection.execute(
+            exposures.insert().values(**met, first_at_us=at_us, first_day=day, segment="", simulated=False)
+        )
+        for name in recommendation_ids:
+            row = {**met, **slate, "recommendation_id": name, "degraded": False, "failed": False}
+            connection.execute(experiment_slates.insert().values(**row))

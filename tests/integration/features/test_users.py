@@ -14,8 +14,18 @@ from services.features.users.deletions import record, unfinished
 from services.features.users.profile_cache import Profile, ProfileCache, decode
 from services.features.users.refresh import refresh_profiles
 from shared.storage.database import Database
-from shared.storage.tables import deletions, events, feedback, models, recommendations, user_state, users
-from tests.integration.features.helpers import Suite, add_events, add_feedback, add_item, add_slate, suite
+from shared.storage.tables import (
+    deletions,
+    events,
+    experiment_slates,
+    exposures,
+    feedback,
+    models,
+    recommendations,
+    user_state,
+    users,
+)
+from tests.integration.features.helpers import Suite, add_events, add_exposure, add_feedback, add_item, add_slate, suite
 
 pytestmark = pytest.mark.integration
 Test = Callable[[Suite], Coroutine[Any, Any, None]]
@@ -260,8 +270,11 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
     add_slate(database, "u:ann", "rec1", 3, 1)
     with database.write() as connection:
         connection.execute(models.insert().values(version="m1", kind="model", created_at_us=1, manifest={}))
+    add_exposure(database, "u:ann", "rec1", "rec2")
+    add_exposure(database, "u:bob", "rec3")
 
     async def test(parts: Suite) -> None:
+        await parts.redis.set("silkrec:sb1:u:ann", b'{"mmr__0": "diverse"}')
         await parts.http.put("/v1/users/ann", json={"properties": {"country": "at"}})
         await parts.reader.user("u:ann", timeout_s=5)
         receipt = await _deleted(parts, "ann")
@@ -276,6 +289,7 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
             "models": "named",
         }
         removed = {"users": 1, "events": 3, "feedback": 1, "recommendations": 1}
+        removed |= {"exposures": 1, "experiment_slates": 2}
         assert receipt["receipts"]["mysql"]["removed"] == removed
         assert receipt["receipts"]["models"]["models"] == ["m1"]
         for table in (users, events, feedback, recommendations):
@@ -283,6 +297,10 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
         assert count(database, events, "u:bob") == 1
         view = await parts.reader.user("u:ann", timeout_s=5)
         assert (len(view.history.rows), dict(view.properties)) == (0, {})
+        with database.read() as connection:
+            left = [list(connection.scalars(select(table.c.unit))) for table in (exposures, experiment_slates)]
+        assert left == [["u:bob"], ["u:bob"]]
+        assert await parts.redis.get("silkrec:sb1:u:ann") is None
         for key in (history_key("u:ann"), profile_key("u:ann")):
             assert await parts.redis.ttl(key) <= 60
 

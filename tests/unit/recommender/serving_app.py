@@ -25,6 +25,7 @@ from services.recommender.popular import PopularTable
 from services.recommender.routes.desk import Desk
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.serving import ServingState, StateHolder
+from services.recommender.serving.enroller import NO_ENROLMENT, Enroller, Enrolment
 from services.recommender.serving.frozen import FrozenSlates
 from services.recommender.serving.readiness import ReadinessBoard
 from services.recommender.serving.slates import SlateServer
@@ -171,6 +172,11 @@ class FakeRedis:
             raise RedisConnectionError("away")
         return self.values.get(key, {}).get(name)
 
+    async def set(self, key: str, value: bytes, *, ex: int) -> None:
+        """A string is kept as the one field of its key."""
+        self.values[key] = {"": value}
+        self.expiry[key] = ex
+
     async def eval(self, script: str, _keys: int, key: str, name: str, value: bytes, seconds: int) -> int:
         assert "HSET" in script
         assert "EXPIRE" in script
@@ -179,6 +185,16 @@ class FakeRedis:
         self.values.setdefault(key, {})[name] = value
         self.expiry[key] = seconds
         return 1
+
+
+class Switched:
+    """An enroller that a test puts in once it has a world."""
+
+    def __init__(self) -> None:
+        self.inner: Enroller | None = None
+
+    async def enrol(self, query: Query, **asked: Any) -> tuple[Query, Enrolment]:
+        return (query, NO_ENROLMENT) if self.inner is None else await self.inner.enrol(query, **asked)
 
 
 @dataclass
@@ -198,6 +214,7 @@ class World:
     metrics: Metrics
     tasks: TaskOwner
     clock: Clock
+    experiments: Switched
 
     async def recommend(self, path: str = "/v1/recommend", **body: Any) -> dict[str, Any]:
         answer = await self.client.post(path, json={"visitor_id": "v1", **body})
@@ -233,7 +250,9 @@ async def world(
     server = SlateServer(pipeline, holder, SlateMetrics(metrics))
     clock = Clock(1_700_000_000.0)
     frozen = FrozenSlates(cast("Redis", redis), cast("Redis", redis), now_s=lambda: clock.now_s)
-    desk = Desk(settings.recommender, QueryBuilder(SCHEMA), holder, server, frozen, journal, tasks)
+    experiments = Switched()
+    enroller = cast("Enroller", experiments)
+    desk = Desk(settings.recommender, QueryBuilder(SCHEMA), holder, server, frozen, journal, tasks, enroller)
     board.pin(loaded=lambda: True, dependencies=lambda: {"redis": "down"})
     board.warm()
 
@@ -247,4 +266,4 @@ async def world(
 
     app = assemble(settings, metrics=metrics, board=board, lifespan=lifespan)
     async with running(app) as client:
-        yield World(client, pipeline, redis, holder, journal, metrics, tasks, clock)
+        yield World(client, pipeline, redis, holder, journal, metrics, tasks, clock, experiments)

@@ -15,10 +15,10 @@ class UserFeaturesHydrator:
     reader: FeatureReader
 
     async def hydrate(self, query: Query, snapshot: Snapshot, timeout_s: float) -> UserFeatures:
-        keys: list[str] = []
+        keys = list(query.extra_keys)
         release = snapshot.release_name
         if release:
-            keys = [last_good_key(release, query.user_key), batch_slate_key(release, query.scene, query.user_key)]
+            keys += [last_good_key(release, query.user_key), batch_slate_key(release, query.scene, query.user_key)]
         view = await self.reader.user(query.user_key, extra_keys=keys, timeout_s=timeout_s)
         return UserFeatures(
             history=view.history,

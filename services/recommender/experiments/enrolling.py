@@ -1,0 +1,96 @@
+"""One request in all experiments of its scene. Pure.
+
+Targeting and sticky buckets may need what Redis knows of the user; where that is not known (Redis is away, or the
+request reads no history) those experiments leave the request out: a unit that meets a variant by a guess would be
+compared, or found in two variants, later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.recommender.experiments.definitions import Experiment
+from services.recommender.experiments.enrolment import Assignment, assign, everyone
+from services.recommender.experiments.live import CONTEXT, LiveExperiment, SceneExperiments
+from services.recommender.experiments.sticky import Buckets
+
+SEGMENT_LENGTH = 64
+SIMULATED = "silkrec_simulated"
+"""A request whose context has it as `true` was made by the simulator, and every page that it fed says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """`user` (profile properties and `segments`) and `buckets` are None when they could not be read."""
+
+    units: Mapping[str, str]
+    context: Mapping[str, Any]
+    now_us: int
+    user: Mapping[str, Any] | None = None
+    buckets: Buckets | None = None
+
+
+def enrol(scene: SceneExperiments, known: Known) -> tuple[Assignment, ...]:
+    """Only those with a variant; 10 to 20 µs an experiment."""
+    found = []
+    for live in scene.experiments:
+        assignment = _one(live, known)
+        if assignment is not None and assignment.variant is not None:
+            found.append(assignment)
+    return tuple(found)
+
+
+def _one(live: LiveExperiment, known: Known) -> Assignment | None:
+    if live.keeps_buckets and known.buckets is None:
+        return None
+    buckets = known.buckets if live.keeps_buckets else None
+    targeting = live.targeting
+    if targeting is None:
+        return assign(live.definition, known.units, targeted=everyone, sticky=buckets)
+    user = known.user
+    if user is None and targeting.reads_user:
+        return None
+
+    def targeted(_experiment: Experiment) -> bool:
+        return targeting.holds(user or {}, known.context, known.now_us)
+
+    return assign(live.definition, known.units, targeted=targeted, sticky=buckets)
+
+
+def segment_of(live: LiveExperiment, known: Known) -> str:
+    """The value of `segment_by`, at most SEGMENT_LENGTH characters; empty when there is none."""
+    name = live.segment_by
+    if name is None:
+        return ""
+    of_context = name.startswith(CONTEXT)
+    value = known.context.get(name[len(CONTEXT) :]) if of_context else (known.user or {}).get(name)
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        value = ",".join(sorted(str(entry) for entry in value))
+    elif isinstance(value, bool):
+        value = "true" if value else "false"
+    return str(value)[:SEGMENT_LENGTH]
+
+
+def exposures(
+    scene: SceneExperiments, assignments: tuple[Assignment, ...], known: Known, user_key: str
+) -> list[dict[str, Any]]:
+    """What the journal keeps: those that are data. `unit` is the user_key, by which events are found, whatever kind of
+    id was hashed: a signed-in user whose two devices met two variants is then seen as the multi-variant unit it is."""
+    by_key = {live.definition.key: live for live in scene.experiments}
+    simulated = known.context.get(SIMULATED) is True
+    return [
+        {
+            "experiment": one.experiment,
+            "phase": one.phase,
+            "unit": user_key,
+            "variant": one.variant,
+            "segment": segment_of(by_key[one.experiment], known),
+            "simulated": simulated,
+        }
+        for one in assignments
+        if one.is_data
+    ]
