@@ -31,7 +31,7 @@ COMMANDS = {
     "config": "config",
     "database": "database",
     "doctor": "doctor",
-    "simulate": "simulate",
+    "simulate": "simulate.command",
     "open-bandit": "open_bandit.command",
     "openapi": "openapi",
 }
