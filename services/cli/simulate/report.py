@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -30,7 +29,7 @@ def as_dict(traffic: Traffic, model: ClickModel, experiment: str | None, control
         "simulated": True,
         "experiment": experiment,
         "control": base,
-        "model": asdict(model),
+        "model": model.parameters,
         "requests": traffic.requests,
         "refused": traffic.refused,
         "late": traffic.late,

@@ -1,4 +1,4 @@
-"""Open Bandit's logs into both databases: all of it once, however often it is tried, and nothing that changes serving."""
+"""Open Bandit's logs into both databases: all of it once, however often it is tried, and serving stays as it is."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from shared.errors import Conflict, SilkrecError, ValidationFailed
 from shared.schema import EventType, Scene, Schema
 from shared.storage.database import Database
 from shared.storage.tables import (
-    events, experiment_audit, experiment_slates, experiments, exposures, item_daily, items, user_state,
-)  # fmt: skip
+    events,
+    experiment_audit,
+    experiment_slates,
+    experiments,
+    exposures,
+    item_daily,
+    items,
+    user_state,
+)
 from tests.unit.experiments.bandit_logs import GREEDY, ITEMS, UNIFORM, drawn
 
 pytestmark = pytest.mark.integration
@@ -45,14 +52,13 @@ def test_an_import_is_an_experiment_of_two_arms_and_changes_nothing_that_is_serv
     assert counts(database) == [1, 270, 270, 270 + CLICKS]
     with database.read() as connection:
         row = connection.execute(select(experiments)).one()
-        clicks = dict(
-            connection.execute(
-                select(exposures.c.variant, func.count())
-                .join(events, events.c.user_key == exposures.c.unit)
-                .where(events.c.action == ACTIONS.by_name["click"].code)
-                .group_by(exposures.c.variant)
-            ).all()
+        counted = connection.execute(
+            select(exposures.c.variant, func.count())
+            .join(events, events.c.user_key == exposures.c.unit)
+            .where(events.c.action == ACTIONS.by_name["click"].code)
+            .group_by(exposures.c.variant)
         )
+        clicks = {variant: clicked for variant, clicked in counted}
         hidden = set(connection.scalars(select(items.c.is_hidden)))
         audit = connection.execute(select(experiment_audit)).one()
     assert (row.status, row.document["format"]) == ("stopped", 1)

@@ -145,7 +145,7 @@ def test_turned_away_requests_are_counted_and_not_clicked() -> None:
 
 
 def test_an_undeclared_event_type_is_named_with_what_to_do() -> None:
-    with pytest.raises(ValidationFailed, match="needs impression, click, purchase under event_types in silkrec.yaml"):
+    with pytest.raises(ValidationFailed, match="needs impression, click, purchase under event_types"):
         simulated(Api(known={"click"}))
 
 

@@ -13,8 +13,9 @@ Clicks of a slate are independent given its items and their order, so expected c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,11 @@ class Item:
 class ClickModel:
     """`base` and `gain` in logits: an item is clicked by 8 % of those who look when nothing of it is liked, by 62 %
     when everything is. `appeal`: standard deviation between items, in logits. `tiredness` from 0 to 1: the share of
-    attraction that a perfect duplicate loses. `purchase`: probability after a click."""
+    attraction that a perfect duplicate loses. `purchase`: probability after a click.
+
+    `taste(user_id, category)` from 0 to 1 and `worth(item_id)` in standard deviations replace what is drawn from the
+    seed, where something is known of real users and items.
+    """
 
     seed: int
     base: float = -2.5
@@ -46,6 +51,8 @@ class ClickModel:
     decay: float = 0.7
     tiredness: float = 0.6
     purchase: float = 0.1
+    taste: Callable[[str, str], float] | None = None
+    worth: Callable[[str], float] | None = None
 
     def __post_init__(self) -> None:
         check_finite("base", self.base, self.gain, self.appeal, self.decay)
@@ -68,12 +75,24 @@ class ClickModel:
         clicked = random.random(len(probabilities)) < probabilities
         return clicked, clicked & (random.random(len(probabilities)) < self.purchase)
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The numbers, for reports."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("taste", "worth")}
+
     def _logit(self, user_id: str, item: Item) -> float:
-        likings = [liking(self.seed, user_id, category) for category in sorted(item.categories)]
+        likings = [self._liking(user_id, category) for category in sorted(item.categories)]
         liked = math.fsum(likings) / len(likings) if likings else NO_CATEGORY
-        # A uniform number of the same standard deviation: no tails, so no item is clicked by everybody.
-        appeal = self.appeal * math.sqrt(12) * (uniform(self.seed, "appeal", item.item_id) - 0.5)
-        return self.base + self.gain * liked + appeal
+        return self.base + self.gain * liked + self.appeal * self._worth(item.item_id)
+
+    def _liking(self, user_id: str, category: str) -> float:
+        return liking(self.seed, user_id, category) if self.taste is None else self.taste(user_id, category)
+
+    def _worth(self, item_id: str) -> float:
+        """A uniform number of standard deviation 1: no tails, so no item is clicked by everybody."""
+        if self.worth is not None:
+            return self.worth(item_id)
+        return math.sqrt(12) * (uniform(self.seed, "appeal", item_id) - 0.5)
 
     def _freshness(self, slate: Sequence[Item], place: int) -> float:
         if place == 0:
