@@ -58,7 +58,7 @@ def test_an_import_is_an_experiment_of_two_arms_and_changes_nothing_that_is_serv
             .where(events.c.action == ACTIONS.by_name["click"].code)
             .group_by(exposures.c.variant)
         )
-        clicks = {variant: clicked for variant, clicked in counted}
+        clicks: dict[str, int] = dict(counted.tuples().all())
         hidden = set(connection.scalars(select(items.c.is_hidden)))
         audit = connection.execute(select(experiment_audit)).one()
     assert (row.status, row.document["format"]) == ("stopped", 1)
