@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,19 @@ def test_arrivals_keep_their_rate_and_come_from_a_seed() -> None:
 
 
 @pytest.mark.parametrize("broken", [{"tiredness": 1.5}, {"decay": -1.0}, {"base": math.nan}, {"purchase": -0.1}])
-def test_an_impossible_model_is_refused(broken: dict[str, float]) -> None:
+def test_an_impossible_model_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(ValidationFailed):
         ClickModel(seed=1, **broken)
+
+
+def test_what_is_known_of_users_and_items_replaces_what_the_seed_draws() -> None:
+    slate = [Item("good", frozenset(["drama"])), Item("bad", frozenset(["war"]))]
+    model = ClickModel(
+        seed=1,
+        decay=0.0,
+        tiredness=0.0,
+        taste=lambda user, category: float((user, category) == ("u", "drama")),
+        worth=lambda item: 1.0 if item == "good" else -1.0,
+    )
+    assert model.probabilities("u", slate) == pytest.approx([1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(3.0))])
+    assert "taste" not in model.parameters
