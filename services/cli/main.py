@@ -31,6 +31,8 @@ COMMANDS = {
     "config": "config",
     "database": "database",
     "doctor": "doctor",
+    "simulate": "simulate.command",
+    "open-bandit": "open_bandit.command",
     "openapi": "openapi",
 }
 

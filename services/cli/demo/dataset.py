@@ -6,57 +6,24 @@ F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History a
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shared.errors import SilkrecError
-from shared.storage.artifacts import sha256_of
+from services.cli.package_data import PackageData
 
-WHEEL = "recbole==1.2.1"
-WHEEL_SIZE = "2.1 MB"
-SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 LICENCE = (
     "MovieLens-100K is GroupLens' (University of Minnesota): free for research, not for commercial or revenue-bearing "
     "use, not to be passed on without permission. https://files.grouplens.org/datasets/movielens/ml-100k-README.txt"
 )
-_FOLDER = "recbole/dataset_example/ml-100k"
 _FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
-DOWNLOAD_S = 300
-
-
-def is_here(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _FILES)
-
-
-def fetch(folder: Path) -> None:
-    """Downloads the wheel with pip (its index, proxies and certificates), checks it, keeps three files of it."""
-    with tempfile.TemporaryDirectory(prefix="silkrec-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise SilkrecError(
-                f"`pip download {WHEEL}` did not end within {DOWNLOAD_S} s; is the index slow?"
-            ) from None
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode != 0 or not wheels:
-            last = done.stderr.strip().splitlines()[-1:] or ["no wheel came"]
-            raise SilkrecError(f"`pip download {WHEEL}` failed: {last[0]}. Check the network or PIP_INDEX_URL")
-        found = sha256_of(wheels[0])
-        if found != SHA256:
-            raise SilkrecError(f"{wheels[0].name} has sha256 {found}, expected {SHA256}: the index serves another file")
-        folder.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            for name in _FILES:
-                draft = folder / f"{name}.tmp"
-                draft.write_bytes(wheel.read(f"{_FOLDER}/{name}"))
-                draft.replace(folder / name)
+PACKAGE = PackageData(
+    wheel="recbole==1.2.1",
+    sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    size="2.1 MB",
+    files={name: f"recbole/dataset_example/ml-100k/{name}" for name in _FILES},
+)
 
 
 def items(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""`silkrec open-bandit`: the sample of Open Bandit as an experiment, and as a test of off-policy estimates."""

@@ -1,0 +1,173 @@
+"""The two arms into the database, in chunks; a second time changes nothing, and a killed import is ended by the next.
+
+Only what an experiment's analysis reads is written. Histories, popularity and `user_state` stay as they are, and the
+items are hidden: the log of another shop must not change what this one serves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select, update
+from sqlalchemy.dialects import mysql, sqlite
+
+from services.features.items.allocate import ensure_items, raise_catalogue
+from services.features.users.sql import upsert
+from services.recommender.experiments.open_bandit.arms import item_id, key_of, registered, rows_of
+from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy
+from services.recommender.experiments.registered import RegisteredExperiment
+from shared.actions import ActionTable
+from shared.errors import Conflict, ValidationFailed
+from shared.storage.database import Database
+from shared.storage.tables import (
+    counters,
+    events,
+    experiment_audit,
+    experiment_slates,
+    experiments,
+    exposures,
+    items,
+)
+
+CHUNK = 2_000
+FORMAT = 1
+EXPERIMENTS = "experiments"
+ACTOR = "silkrec open-bandit import"
+Document = Callable[[RegisteredExperiment], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """`new_*`: what was not there before."""
+
+    experiment: str
+    rows: int
+    clicks: int
+    new_exposures: int
+    new_events: int
+
+
+def document_of(found: RegisteredExperiment) -> dict[str, Any]:
+    """As `experiments.document` holds it, format 1."""
+    definition = found.definition
+    return {
+        "format": FORMAT,
+        "key": definition.key,
+        "owner": found.owner,
+        "hypothesis": found.hypothesis,
+        "variants": [
+            {"key": one.key, "weight": one.weight, "settings": dict(one.settings)} for one in definition.variants
+        ],
+        "plan": {**asdict(found.plan), "secondary": list(found.plan.secondary)},
+        "unit": definition.unit,
+        "time_zone": found.time_zone,
+        "currency": found.currency,
+        "phase": definition.phase,
+        "first_open_phase": definition.first_open_phase,
+        "killed": [],
+    }
+
+
+def import_arms(
+    database: Database,
+    actions: ActionTable,
+    campaign: Campaign,
+    logs: dict[Policy, BanditLog],
+    *,
+    now_us: int,
+    document: Document = document_of,
+    advance: Callable[[int], None] = lambda _rows: None,
+) -> Imported:
+    """`logs`: the control first. `advance` hears of rows done. Raises Conflict when the key is somebody else's
+    experiment, ValidationFailed when the shop declares no impressions or clicks."""
+    impression, click = (_code(actions, name) for name in ("impression", "click"))
+    database.transact(lambda connection: _put_experiment(connection, registered(campaign, logs), document, now_us))
+    count = 1 + max(int(log.item.max()) for log in logs.values())
+    ids = [item_id(campaign, item) for item in range(count)]
+    index = database.transact(lambda connection: _put_items(connection, ids, now_us))
+    new_exposures = new_events = 0
+    for policy, log in logs.items():
+        rows = rows_of(campaign, policy, log, [index[one] for one in ids], impression, click)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            made = database.transact(partial(_put_chunk, chunk=chunk))
+            new_exposures, new_events = new_exposures + made[0], new_events + made[1]
+            advance(len(chunk))
+    return Imported(
+        key_of(campaign),
+        sum(len(log.click) for log in logs.values()),
+        sum(int(log.click.sum()) for log in logs.values()),
+        new_exposures,
+        new_events,
+    )
+
+
+def _code(actions: ActionTable, name: str) -> int:
+    found = actions.resolve(name, None)
+    if found is None:
+        raise ValidationFailed(f"silkrec.yaml declares no event type {name!r} without bands, which the log's rows are")
+    return found.code
+
+
+def _put_experiment(connection: Connection, found: RegisteredExperiment, document: Document, now_us: int) -> None:
+    key, content = found.definition.key, dict(document(found))
+    row = connection.execute(select(experiments.c.document).where(experiments.c.experiment == key)).first()
+    if row is not None:
+        if row.document.get("owner") != found.owner:
+            raise Conflict(f"there is an experiment {key!r} that the import did not make; it is left as it is")
+        return
+    upsert(connection, counters, [{"name": EXPERIMENTS, "value": 1}], lambda _: {"value": counters.c.value + 1})
+    revision = connection.scalar(select(counters.c.value).where(counters.c.name == EXPERIMENTS))
+    connection.execute(
+        experiments.insert().values(
+            experiment=key,
+            status=str(found.definition.status),
+            document=content,
+            revision=revision,
+            created_at_us=found.created_at_us,
+            updated_at_us=found.updated_at_us,
+            started_at_us=found.started_at_us,
+            stopped_at_us=found.stopped_at_us,
+        )
+    )
+    connection.execute(
+        experiment_audit.insert().values(experiment=key, at_us=now_us, actor=ACTOR, action="import", detail={})
+    )
+
+
+def _put_items(connection: Connection, ids: Sequence[str], now_us: int) -> dict[str, int]:
+    index = ensure_items(connection, ids, now_us=now_us)
+    shown = items.c.item_id.in_(ids) & items.c.known.is_(False) & items.c.is_hidden.is_(False)
+    if connection.scalar(select(func.count()).select_from(items).where(shown)):
+        connection.execute(update(items).where(shown).values(is_hidden=True, revision=raise_catalogue(connection)))
+    return index
+
+
+Row = dict[str, Any]
+
+
+def _put_chunk(connection: Connection, chunk: Sequence[tuple[Row, Row, list[Row]]]) -> tuple[int, int]:
+    """New exposures and new events. One experiment's chunk."""
+    exposed, slates, happened = zip(*chunk, strict=True)
+    told = list(itertools.chain.from_iterable(happened))
+    same = exposures.c.experiment == exposed[0]["experiment"]
+    units = [row["unit"] for row in exposed]
+    met = connection.scalar(select(func.count()).select_from(exposures).where(same, exposures.c.unit.in_(units)))
+    known = events.c.event_id.in_([row["event_id"] for row in told])
+    had = connection.scalar(select(func.count()).select_from(events).where(known))
+    _insert_new(connection, exposures, exposed)
+    _insert_new(connection, experiment_slates, slates)
+    _insert_new(connection, events, told)
+    return len(exposed) - (met or 0), len(told) - (had or 0)
+
+
+def _insert_new(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Not INSERT IGNORE: on MySQL that would also cut values that do not fit."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), list(rows))
+        return
+    same = table.c.event_id if table is events else table.c.experiment
+    connection.execute(mysql.insert(table).on_duplicate_key_update({same.name: same}), list(rows))
