@@ -97,7 +97,9 @@ BUILT_IN = (
         winsorise=0.999,
         unit="currency",
     ),
-    Metric(key="watch_time_per_unit", numerator=Amount(event_types=("watch",), of="sum"), winsorise=0.999, unit="seconds"),
+    Metric(
+        key="watch_time_per_unit", numerator=Amount(event_types=("watch",), of="sum"), winsorise=0.999, unit="seconds"
+    ),
 )
 
 

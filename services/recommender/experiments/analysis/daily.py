@@ -10,11 +10,9 @@ from sqlalchemy import Connection, and_, case, delete, func, insert, select
 from services.recommender.experiments.analysis.scope import Scope
 from services.recommender.experiments.analysis.unit_days import counted
 from services.recommender.experiments.analysis.unit_now import Cell, sums, unit_now
+from services.recommender.experiments.assembly import UNITS
 from services.recommender.experiments.metrics import Metric
 from shared.storage.tables import experiment_daily, exposures
-
-UNITS = "_units"
-"""Beside the metrics' keys: how many units; `new` of this day, `simulated` those that the simulator made."""
 
 
 def write(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metric]) -> None:

@@ -76,7 +76,7 @@ def in_order(connection: Connection, query: Select[Any]) -> Select[Any]:
 
 def whole_days(connection: Connection, span_us: ColumnElement[int]) -> ColumnElement[int]:
     """`FLOOR(a / b)` of MySQL rounds the quotient to four places first: four seconds before midnight are a day."""
-    return span_us.op("/" if is_sqlite(connection) else "DIV")(DAY_US)
+    return span_us.op("/" if is_sqlite(connection) else "DIV", precedence=9)(DAY_US)
 
 
 def list_length(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[int]:
@@ -85,4 +85,4 @@ def list_length(connection: Connection, column: ColumnElement[Any]) -> ColumnEle
 
 def filled(table: Table, query: Select[Any]) -> Insert:
     """INSERT … SELECT with the columns by the query's names."""
-    return insert(table).from_select([column.key for column in query.selected_columns], query)
+    return insert(table).from_select([str(column.key) for column in query.selected_columns], query)

@@ -128,7 +128,9 @@ def _any_seen(connection: Connection, scope: Scope, day: int) -> bool:
     table, codes = experiment_unit_days, _seen_codes(scope)
     if not codes:
         return True
-    query = select(table.c.unit).where(scope.mine(table), table.c.day == day, table.c.action.in_(codes), table.c.seen > 0)
+    query = select(table.c.unit).where(
+        scope.mine(table), table.c.day == day, table.c.action.in_(codes), table.c.seen > 0
+    )
     return connection.execute(query.limit(1)).first() is not None
 
 

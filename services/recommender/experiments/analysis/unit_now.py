@@ -66,13 +66,15 @@ def unit_now(connection: Connection, scope: Scope, day: int, metrics: Sequence[M
 
 def _drop(connection: Connection) -> None:
     # Without TEMPORARY, MySQL commits whatever transaction is open.
-    name = f"TABLE IF EXISTS temp.{NAME_OF_TABLE}" if is_sqlite(connection) else f"TEMPORARY TABLE IF EXISTS {NAME_OF_TABLE}"
+    name = (
+        f"TABLE IF EXISTS temp.{NAME_OF_TABLE}"
+        if is_sqlite(connection)
+        else f"TEMPORARY TABLE IF EXISTS {NAME_OF_TABLE}"
+    )
     connection.execute(text(f"DROP {name}"))
 
 
-def _fill(
-    connection: Connection, scope: Scope, day: int, metrics: Sequence[Metric], table: Table, basis: str
-) -> None:
+def _fill(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metric], table: Table, basis: str) -> None:
     days = experiment_unit_days
     columns: list[ColumnElement[Any]] = []
     for place, metric in enumerate(metrics):
@@ -118,8 +120,12 @@ def _seen(connection: Connection, scope: Scope, day: int) -> bool:
 
 def sums(connection: Connection, now: UnitNow, metrics: Sequence[Metric]) -> dict[str, dict[Cell, dict[str, Any]]]:
     """{metric: {(variant, segment): {"x", "xx", "xp"…, "cap"}}}, without n."""
-    caps = {place: _cap(connection, now, place, metric.winsorise) for place, metric in enumerate(metrics) if metric.winsorise}
-    asked = [now.table.c.variant, now.table.c.segment]
+    caps = {
+        place: _cap(connection, now, place, metric.winsorise)
+        for place, metric in enumerate(metrics)
+        if metric.winsorise
+    }
+    asked: list[ColumnElement[Any]] = [now.table.c.variant, now.table.c.segment]
     for place, metric in enumerate(metrics):
         asked += [func.sum(one).label(f"{name}_{place}") for name, one in _products(now, place, metric, caps).items()]
     rows = connection.execute(select(*asked).group_by(now.table.c.variant, now.table.c.segment)).mappings().all()

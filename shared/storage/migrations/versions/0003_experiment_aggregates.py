@@ -50,7 +50,9 @@ def upgrade() -> None:
         _number("seen", comment="items seen, or served"),
         key=("unit", "day", "action", "age"),
     )
-    op.create_index("ix_experiment_unit_days_experiment_phase_day", "experiment_unit_days", ["experiment", "phase", "day"])
+    op.create_index(
+        "ix_experiment_unit_days_experiment_phase_day", "experiment_unit_days", ["experiment", "phase", "day"]
+    )
     _table(
         "experiment_daily",
         _number("day"),
