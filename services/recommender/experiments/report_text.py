@@ -34,18 +34,7 @@ def as_csv(report: Report) -> str:
 
 
 def rows(report: Report) -> Iterator[Line]:
-    conclusion = report.conclusion
-    yield _line("experiment", report.experiment, quantity="phase", value=report.phase)
-    yield _line("experiment", report.experiment, quantity="as_of_us", value=report.as_of_us)
-    yield _line("experiment", report.experiment, quantity="simulated", value=int(report.simulated))
-    yield _line("experiment", report.experiment, quantity="excluded_units", value=report.excluded_units)
-    yield _line("conclusion", conclusion.decision, conclusion.variant or "", "days_left", conclusion.days_left)
-    for code, facts in conclusion.reasons:
-        for fact, value in facts.items() or [("", None)]:
-            yield _line("reason", code, quantity=fact, value=value)
-    for alarm in report.alarms:
-        for fact, value in alarm.facts.items():
-            yield _line("alarm", alarm.code, quantity=fact, value=value)
+    yield from _head(report)
     for one in report.variants:
         for quantity in ("units", "share", "expected_share"):
             yield _line("variant", "", one.variant, quantity, getattr(one, quantity))
@@ -60,6 +49,21 @@ def rows(report: Report) -> Iterator[Line]:
     for segment in report.segments:
         for cell in segment.cells:
             yield from _cell("segment", segment.name, cell)
+
+
+def _head(report: Report) -> Iterator[Line]:
+    conclusion = report.conclusion
+    yield _line("experiment", report.experiment, quantity="phase", value=report.phase)
+    yield _line("experiment", report.experiment, quantity="as_of_us", value=report.as_of_us)
+    yield _line("experiment", report.experiment, quantity="simulated", value=int(report.simulated))
+    yield _line("experiment", report.experiment, quantity="excluded_units", value=report.excluded_units)
+    yield _line("conclusion", conclusion.decision, conclusion.variant or "", "days_left", conclusion.days_left)
+    for code, facts in conclusion.reasons:
+        for fact, value in facts.items() or [("", None)]:
+            yield _line("reason", code, quantity=fact, value=value)
+    for alarm in report.alarms:
+        for fact, value in alarm.facts.items():
+            yield _line("alarm", alarm.code, quantity=fact, value=value)
 
 
 def _days(report: Report) -> Iterator[Line]:

@@ -149,7 +149,8 @@ def slates(database: Database, made: World, a_unit: int = 3) -> None:
         rows.append({
             "experiment": "shelf", "recommendation_id": name, "phase": 0, "variant": row["variant"],
             "unit": row["unit"], "served_at_us": at, "served_day": at // DAY_US,
-            "took_us": int(dice.integers(3_000, 60_000)), "items": 0 if failed else 4, "rung": "popular" if number % 4 == 0 else "model",
+            "took_us": int(dice.integers(3_000, 60_000)), "items": 0 if failed else 4,
+            "rung": "popular" if number % 4 == 0 else "model",
             "degraded": number % 4 == 0, "failed": failed, "ild": None if failed else 0.5, "novelty": None,
         })  # fmt: skip
         slots += [

@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 
 from services.recommender.experiments.analysis import daily, quality, unit_days
 from services.recommender.experiments.analysis.scope import DAY_US, Scope
@@ -25,7 +26,8 @@ from shared.storage.tables import events, experiment_progress, exposures
 
 TRAILING_DAYS = 2
 IN_FLIGHT = 20_000
-"""Events that may be numbered but not yet committed when a build looks at the newest number."""
+IN_FLIGHT_US = 600_000_000
+"""Events that may have been numbered but not yet committed when a build looked: so many numbers, so long before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +48,30 @@ def build(
 ) -> Built:
     """Of the present phase. Give a database whose `statement_timeout_s` fits a day's events. Raises DatabaseUnavailable
     with the days before it kept."""
-    began = time.perf_counter()
+    began, started_us = time.perf_counter(), time.time_ns() // 1000
     scope = Scope.of(registered, known, actions, now_us)
     with database.read() as connection:
         newest = int(connection.scalar(select(func.max(events.c.event_seq))) or 0)
         days = due(connection, scope)
     for day in days:
         whole = day >= days[-1] - TRAILING_DAYS
-        database.transact(lambda connection, day=day, whole=whole: _one(connection, scope, day, newest, whole=whole))  # type: ignore[misc]
+        state = _State(scope, newest, started_us)
+        database.transact(partial(_one, state, day, whole))
     return Built(tuple(days), time.perf_counter() - began)
 
 
-def _one(connection: Connection, scope: Scope, day: int, newest: int, *, whole: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """`newest` event and time when the build began: the next build looks from there."""
+
+    scope: Scope
+    newest: int
+    started_us: int
+
+
+def _one(state: _State, day: int, whole: bool, connection: Connection) -> None:
     """`whole`: all metrics; else the primary one, which is all that the chart by day needs."""
+    scope = state.scope
     began = time.perf_counter()
     unit_days.fill(connection, scope, day)
     quality.write(connection, scope, day)
@@ -70,8 +83,8 @@ def _one(connection: Connection, scope: Scope, day: int, newest: int, *, whole: 
         "phase": scope.phase,
         "day": day,
         "as_of_us": scope.range_us(day)[1] - 1,
-        "event_seq": newest,
-        "built_at_us": time.time_ns() // 1000,
+        "event_seq": state.newest,
+        "built_at_us": state.started_us,
         "seconds": time.perf_counter() - began,
     }
     connection.execute(insert(table), [row])
@@ -84,14 +97,21 @@ def due(connection: Connection, scope: Scope) -> list[int]:
         return []
     last = day_of(scope.until_us, scope.zone)
     table = experiment_progress
-    built = {row.day: row.event_seq for row in connection.execute(select(table).where(scope.mine(table)))}
+    built = {row.day: row for row in connection.execute(select(table).where(scope.mine(table)))}
     everything = range(first, last + 1)
     if not built:
         return list(everything)
     wanted = {day for day in everything if day not in built or day >= last - TRAILING_DAYS}
-    seen = built[max(built)] - IN_FLIGHT
-    late = select(events.c.occurred_day).where(events.c.event_seq > seen).distinct()
-    for utc_day in connection.scalars(late):
+    newest = built[max(built)]
+    in_flight = and_(
+        events.c.event_seq > newest.event_seq - IN_FLIGHT,
+        events.c.received_at_us > newest.built_at_us - IN_FLIGHT_US,
+    )
+    late = select(events.c.occurred_day).where(
+        events.c.event_seq > newest.event_seq - IN_FLIGHT,  # the primary key's range
+        or_(events.c.event_seq > newest.event_seq, in_flight),
+    )
+    for utc_day in connection.scalars(late.distinct()):
         here = day_of(utc_day * DAY_US, scope.zone), day_of((utc_day + 1) * DAY_US - 1, scope.zone)
         wanted.update(day for day in range(here[0], here[1] + 1) if day in everything)
     return sorted(wanted)

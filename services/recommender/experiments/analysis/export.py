@@ -1,5 +1,5 @@
-"""Sufficient statistics as Parquet: one row a day, metric, variant and segment, one column a sum, so that a warehouse or
-DuckDB can take over. A null sum belongs to another kind of metric."""
+"""Sufficient statistics as Parquet: one row a day, metric, variant and segment, one column a sum, so that a warehouse
+or DuckDB can take over. A null sum belongs to another kind of metric."""
 
 from __future__ import annotations
 
