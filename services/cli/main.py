@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "train",
     "index": "index",
     "releases": "releases",
+    "experiments": "experiments",
     "keys": "keys",
     "config": "config",
     "database": "database",

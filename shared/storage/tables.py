@@ -335,3 +335,86 @@ experiment_slates = Table(
     **_MYSQL,
 )
 """What one experiment's analysis needs of a served slate, so that it never parses `recommendations.request`."""
+
+experiment_excluded_units = Table(
+    "experiment_excluded_units",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("unit", USER_KEY),
+    PrimaryKeyConstraint("experiment", "phase", "unit"),
+    **_MYSQL,
+)
+"""Multi-variant units: what they did speaks for no variant."""
+
+experiment_unit_days = Table(
+    "experiment_unit_days",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("unit", USER_KEY),
+    Column("day", Integer, autoincrement=False, comment="local days since 1970; -1: before the first exposure"),
+    Column("action", SmallInteger, autoincrement=False, comment="code of the event; -1: slates served"),
+    Column("age", SmallInteger, autoincrement=False, comment="whole times 24 hours since the first exposure"),
+    Column("events", Integer, nullable=False),
+    Column("value", Double, nullable=False, comment="sum of event_value"),
+    Column("seen", Integer, nullable=False, comment="items seen, or served"),
+    PrimaryKeyConstraint("experiment", "phase", "unit", "day", "action", "age"),
+    Index(None, "experiment", "phase", "day"),
+    **_MYSQL,
+)
+"""What a unit did from its first exposure on, sparse. The unit leads the key: a sum a unit is one ordered walk."""
+
+experiment_daily = Table(
+    "experiment_daily",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("metric", NAME),
+    Column("variant", NAME),
+    Column("segment", String(64)),
+    Column("sums", LONG_JSON, nullable=False, comment="sufficient statistics as of the end of the day"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "metric", "variant", "segment"),
+    **_MYSQL,
+)
+
+experiment_quality_daily = Table(
+    "experiment_quality_daily",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("variant", NAME),
+    Column("sums", LONG_JSON, nullable=False, comment="requests, failures, sums of ILD and novelty, latency histogram"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
+    **_MYSQL,
+)
+
+experiment_item_daily = Table(
+    "experiment_item_daily",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("variant", NAME),
+    Column("item_index", Integer, autoincrement=False),
+    Column("slates", Integer, nullable=False, comment="of the day's sampled slates, those that hold the item"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "variant", "item_index"),
+    **_MYSQL,
+)
+
+experiment_progress = Table(
+    "experiment_progress",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("as_of_us", BigInteger, nullable=False, comment="end of the day, or when it was built before its end"),
+    Column("event_seq", BigInteger, nullable=False, comment="newest event that existed when the build began"),
+    Column("built_at_us", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    PrimaryKeyConstraint("experiment", "phase", "day"),
+    **_MYSQL,
+)
+"""Which days are aggregated; written in the same transaction as the day."""

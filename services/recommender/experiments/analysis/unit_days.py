@@ -1,0 +1,164 @@
+"""What each unit did on one day, from its first exposure on. A day is deleted and filled again, so it never doubles.
+
+Rows of `day` >= 0 are the day's own; those of `day` = -D are what the units first exposed on day D did in the two weeks
+before (the covariate). Multi-variant units are found among the day's exposures and leave with all that they did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, delete, exists, func, insert, literal, select
+
+from services.recommender.experiments.analysis.scope import (
+    DAY_US,
+    SERVED,
+    Scope,
+    filled,
+    in_order,
+    is_sqlite,
+    list_length,
+    whole_days,
+)
+from shared.storage.tables import events, experiment_excluded_units, experiment_slates, experiment_unit_days, exposures
+
+_CHUNK = 500
+
+
+def fill(connection: Connection, scope: Scope, day: int) -> None:
+    """Inside one transaction with everything else of the day."""
+    _exclude(connection, scope, day)
+    table = experiment_unit_days
+    connection.execute(delete(table).where(scope.mine(table), table.c.day.in_([day, -day])))
+    connection.execute(filled(table, _acted(connection, scope, day)))
+    if scope.pre_days:
+        connection.execute(filled(table, _acted_before(connection, scope, day)))
+    if not _any_seen(connection, scope, day):
+        connection.execute(filled(table, _served(connection, scope, day)))
+
+
+def exposed_on(scope: Scope, day: int) -> ColumnElement[bool]:
+    """Of `exposures`, by its index on the day whichever zone `first_day` was counted in."""
+    start, end = scope.range_us(day)
+    return and_(
+        scope.mine(exposures),
+        exposures.c.first_day.between(start // DAY_US - 1, end // DAY_US + 1),
+        exposures.c.first_at_us >= start,
+        exposures.c.first_at_us < end,
+    )
+
+
+def _exclude(connection: Connection, scope: Scope, day: int) -> None:
+    other = exposures.alias()
+    same = and_(
+        other.c.experiment == exposures.c.experiment,
+        other.c.phase == exposures.c.phase,
+        other.c.unit == exposures.c.unit,
+        other.c.variant != exposures.c.variant,
+    )
+    query = select(exposures.c.unit).where(exposed_on(scope, day), exists().where(same)).distinct()
+    found = list(connection.scalars(query))
+    for start in range(0, len(found), _CHUNK):
+        units = found[start : start + _CHUNK]
+        for table in (experiment_excluded_units, experiment_unit_days):
+            connection.execute(delete(table).where(scope.mine(table), table.c.unit.in_(units)))
+        rows = [{"experiment": scope.experiment, "phase": scope.phase, "unit": unit} for unit in units]
+        connection.execute(insert(experiment_excluded_units), rows)
+
+
+def counted(scope: Scope) -> ColumnElement[bool]:
+    """Exposures of units that met one variant only."""
+    out = experiment_excluded_units
+    return ~exists().where(scope.mine(out), out.c.unit == exposures.c.unit)
+
+
+def _acted(connection: Connection, scope: Scope, day: int) -> Select[Any]:
+    start, end = scope.range_us(day)
+    joined = events.join(exposures, and_(scope.mine(exposures), exposures.c.unit == events.c.user_key))
+    age = whole_days(connection, events.c.occurred_at_us - exposures.c.first_at_us)
+    query = _summed(connection, scope, day, age).select_from(joined)
+    return in_order(connection, query).where(
+        events.c.occurred_day.between(start // DAY_US, (end - 1) // DAY_US),
+        events.c.occurred_at_us >= start,
+        events.c.occurred_at_us < end,
+        events.c.occurred_at_us >= exposures.c.first_at_us,
+        counted(scope),
+    )
+
+
+def _acted_before(connection: Connection, scope: Scope, day: int) -> Select[Any]:
+    before = and_(
+        events.c.user_key == exposures.c.unit,
+        events.c.occurred_at_us < exposures.c.first_at_us,
+        events.c.occurred_at_us >= exposures.c.first_at_us - scope.pre_days * DAY_US,
+    )
+    query = _summed(connection, scope, -day, literal(0)).select_from(exposures.join(events, before))
+    return in_order(connection, query).where(exposed_on(scope, day), counted(scope))
+
+
+def _summed(connection: Connection, scope: Scope, day: int, age: ColumnElement[int]) -> Select[Any]:
+    one = case((events.c.item_index.is_not(None), 1), else_=0)
+    length = list_length(connection, events.c.impression)
+    seen = case((events.c.impression.is_(None), one), else_=func.coalesce(length, one))
+    if is_sqlite(connection):  # a JSON null is text there
+        seen = case((func.json_type(events.c.impression) == "array", length), else_=one)
+    return (
+        select(
+            exposures.c.experiment,
+            exposures.c.phase,
+            exposures.c.unit,
+            literal(day).label("day"),
+            events.c.action,
+            age.label("age"),
+            func.count().label("events"),
+            func.sum(func.coalesce(events.c.event_value, 0.0)).label("value"),
+            func.sum(case((events.c.action.in_(_seen_codes(scope)), seen), else_=0)).label("seen"),
+        )
+        .where(events.c.action.in_(scope.codes_of(scope.amounts())))
+        .group_by(exposures.c.experiment, exposures.c.phase, exposures.c.unit, events.c.action, "age")
+    )
+
+
+def _seen_codes(scope: Scope) -> tuple[int, ...]:
+    return scope.codes_of(one for one in scope.amounts() if one.of == "seen")
+
+
+def _any_seen(connection: Connection, scope: Scope, day: int) -> bool:
+    """Also true where no metric asks for what was seen."""
+    table, codes = experiment_unit_days, _seen_codes(scope)
+    if not codes:
+        return True
+    query = select(table.c.unit).where(
+        scope.mine(table), table.c.day == day, table.c.action.in_(codes), table.c.seen > 0
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _served(connection: Connection, scope: Scope, day: int) -> Select[Any]:
+    start, end = scope.range_us(day)
+    slates = experiment_slates
+    joined = slates.join(exposures, and_(scope.mine(exposures), exposures.c.unit == slates.c.unit))
+    age = whole_days(connection, slates.c.served_at_us - exposures.c.first_at_us)
+    query = select(
+        exposures.c.experiment,
+        exposures.c.phase,
+        exposures.c.unit,
+        literal(day).label("day"),
+        literal(SERVED).label("action"),
+        age.label("age"),
+        func.count().label("events"),
+        literal(0.0).label("value"),
+        func.sum(slates.c["items"]).label("seen"),
+    ).select_from(joined)
+    return (
+        in_order(connection, query)
+        .where(
+            scope.mine(slates),
+            slates.c.served_day.between(start // DAY_US, (end - 1) // DAY_US),
+            slates.c.served_at_us >= start,
+            slates.c.served_at_us < end,
+            slates.c.served_at_us >= exposures.c.first_at_us,
+            counted(scope),
+        )
+        .group_by(exposures.c.experiment, exposures.c.phase, exposures.c.unit, "age")
+    )
