@@ -110,6 +110,8 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # The peer stays the peer: with uvicorn's rewriting, X-Forwarded-For could name a proxy that the dashboard trusts.
+        proxy_headers=False,
         lifespan="on",
         loop="uvloop",
         http="httptools",
