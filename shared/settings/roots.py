@@ -87,7 +87,8 @@ class DashboardSettings(Group):
         (), description="networks (CIDR) of peers whose headers are believed; list the proxy alone, not its clients"
     )
     origins: tuple[str, ...] = Field(
-        (), description="https://… that browsers show, where a proxy changes the Host header; forms come from there only"
+        (),
+        description="https://… that browsers show, where a proxy changes the Host header; forms come from there only",
     )
 
     @model_validator(mode="after")

@@ -44,6 +44,8 @@ def check_origin(request: Request, further: tuple[str, ...]) -> None:
         return
     # The scheme is left out: behind TLS termination the browser's is https and ours http.
     if urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower() or not urlsplit(origin).netloc:
-        raise FormRefused("the form came from another site; if a proxy changes the host, set recommender.dashboard.origins")
+        raise FormRefused(
+            "the form came from another site; if a proxy changes the host, set recommender.dashboard.origins"
+        )
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise FormRefused("the browser says that the form came from another site")
