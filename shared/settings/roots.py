@@ -67,7 +67,7 @@ class HistorySettings(Group):
 
 
 class DashboardSettings(Group):
-    """Pages under /dashboard. The two proxy headers are believed only when the socket's peer is in `trusted_proxies`."""
+    """Pages under /dashboard. The two proxy headers are believed when the socket's peer is in `trusted_proxies`."""
 
     secret: SecretStr | None = Field(
         None,

@@ -57,8 +57,8 @@ class PageRoute(APIRoute):
                 return error_page(request, NotFound("the address is malformed"))
             except HTTPException as error:
                 return error_page(request, ClientError(str(error.detail)))
-            except Exception as error:
-                _log.error("unexpected error on a page", path=self.path, exc_info=error)
+            except Exception:
+                _log.error("unexpected error on a page", path=self.path, exc_info=True)
                 return error_page(request, SilkrecError(""))
 
         return page

@@ -1,4 +1,4 @@
-"""The list, an experiment's page, sign-in and sign-out, and the files behind them. `router()` has all of the dashboard."""
+"""The list, an experiment's page, sign-in and sign-out. `router()` has all of the dashboard."""
 
 from __future__ import annotations
 

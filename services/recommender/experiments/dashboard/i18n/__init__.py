@@ -33,7 +33,7 @@ class Catalogue:
 def language_of(request: Request) -> str:
     """`?lang=`, else the cookie, else what the browser prefers."""
     for asked in (request.query_params.get("lang"), request.cookies.get(COOKIE)):
-        if asked in LANGUAGES:
+        if asked is not None and asked in LANGUAGES:
             return asked
     return preferred(request.headers.get("accept-language", ""))
 

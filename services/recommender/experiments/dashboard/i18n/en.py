@@ -11,11 +11,11 @@ TEXTS = {
     "nav.sign_out": "Sign out",
     "role.viewer": "viewer",
     "role.editor": "editor",
-    "open.notice": "No API keys are set up: this dashboard answers to this machine only, and whoever uses it may edit. To open it to others, make a key:",  # noqa: E501
+    "open.notice": "No API keys are set up: this dashboard answers to this machine only, and whoever uses it may edit. To open it to others, make a key:",
     "footer": "SilkRec. Every number on these pages stands in a table, and is exact in the CSV and the JSON.",
     "download": "Download:",
     "simulated.label": "Simulated traffic",
-    "simulated.experiment": "Some or all of this traffic was made by the simulator. Its users are not people; do not decide anything about real ones by it.",  # noqa: E501
+    "simulated.experiment": "Some or all of this traffic was made by the simulator. Its users are not people; do not decide anything about real ones by it.",
     "simulated.user": "The simulator made some or all of this user's behaviour.",
     "control": "control",
     "unknown": "unknown",
@@ -32,7 +32,7 @@ TEXTS = {
     "list.started": "Started",
     "list.as_of": "Data until",
     "list.shipped": "{variant} is shipped",
-    "list.empty": "There is no experiment yet. The first one begins as a draft, and meets nobody until it is started.",  # noqa: E501
+    "list.empty": "There is no experiment yet. The first one begins as a draft, and meets nobody until it is started.",
     "status.draft": "draft",
     "status.running": "running",
     "status.stopped": "stopped",
@@ -41,21 +41,21 @@ TEXTS = {
     "health.blocked": "verdict withheld",
     "alarm.hides": "While this lasts, no verdict is shown.",
     "alarm.sample_ratio_mismatch": "Sample-ratio mismatch",
-    "alarm.sample_ratio_mismatch.sentence": "The variants do not have the sizes that their weights promise. Something loses or adds units on one side, so the groups can no longer be compared. Find the cause and start a new phase.",  # noqa: E501
+    "alarm.sample_ratio_mismatch.sentence": "The variants do not have the sizes that their weights promise. Something loses or adds units on one side, so the groups can no longer be compared. Find the cause and start a new phase.",
     "alarm.leak": "Units in a variant that should have none",
-    "alarm.leak.sentence": "A variant of weight 0, or one that was killed, is still being served. Check who forces variants, and which servers run an old configuration.",  # noqa: E501
+    "alarm.leak.sentence": "A variant of weight 0, or one that was killed, is still being served. Check who forces variants, and which servers run an old configuration.",
     "alarm.multi_variant_units": "Units that met several variants",
-    "alarm.multi_variant_units.sentence": "They are left out of the results. If they are many, what is left is no longer a random sample: look for ids that change between requests.",  # noqa: E501
+    "alarm.multi_variant_units.sentence": "They are left out of the results. If they are many, what is left is no longer a random sample: look for ids that change between requests.",
     "alarm.stale_data": "The data is old",
-    "alarm.stale_data.sentence": "The daily aggregates are behind. The numbers below are true of the time they name, not of now.",  # noqa: E501
+    "alarm.stale_data.sentence": "The daily aggregates are behind. The numbers below are true of the time they name, not of now.",
     "alarm.lost_slates": "Served slates were lost",
-    "alarm.lost_slates.sentence": "The journal overflowed, so some exposures were never recorded. If one variant lost more of them than another, the comparison is biased.",  # noqa: E501
+    "alarm.lost_slates.sentence": "The journal overflowed, so some exposures were never recorded. If one variant lost more of them than another, the comparison is biased.",
     "decision.heading": "Decision",
     "decision.blocked": "No verdict: an alarm above must be resolved first.",
     "decision.too_early": "Too early to tell. Keep it running.",
-    "decision.ship": "Ship {variant}: it is better than the control by more than chance explains, and no guardrail failed.",  # noqa: E501
+    "decision.ship": "Ship {variant}: it is better than the control by more than chance explains, and no guardrail failed.",
     "decision.do_not_ship": "Do not ship: it makes things worse, or a guardrail failed.",
-    "decision.no_difference_seen": "No difference was seen. If there is one, it is smaller than what this experiment was planned to find.",  # noqa: E501
+    "decision.no_difference_seen": "No difference was seen. If there is one, it is smaller than what this experiment was planned to find.",
     "decision.as_of": "Data until",
     "decision.phase": "Phase",
     "decision.alpha": "Accepted error rate",
@@ -66,7 +66,7 @@ TEXTS = {
     "correction.none": "none",
     "metrics.heading": "Metrics",
     "metrics.caption": "Every metric by variant; lifts are relative to the control, {control}",
-    "metrics.reading": "The fixed interval holds for one look at a time planned beforehand. The sequential one holds however often you look: decide by it while the experiment runs.",  # noqa: E501
+    "metrics.reading": "The fixed interval holds for one look at a time planned beforehand. The sequential one holds however often you look: decide by it while the experiment runs.",
     "metrics.empty": "There is no data yet. The first exposures appear here after the next aggregation.",
     "metric_role.primary": "primary",
     "metric_role.secondary": "secondary",
@@ -109,7 +109,7 @@ TEXTS = {
     "verdict.passed": "passed",
     "verdict.failed": "failed",
     "verdict.withheld": "withheld",
-    "forest.caption": "Lift of each metric against the control: thick bars are fixed intervals, thin ones sequential. The numbers are in the table below.",  # noqa: E501
+    "forest.caption": "Lift of each metric against the control: thick bars are fixed intervals, thin ones sequential. The numbers are in the table below.",
     "chart.noscript": "Charts need JavaScript; every number is in the tables.",
     "chart.lift_axis": "Lift (%)",
     "chart.units_axis": "Units",
@@ -129,7 +129,7 @@ TEXTS = {
     "variant.live": "live",
     "quality.heading": "Latency and diversity",
     "quality.caption": "What the served slates of each variant were like",
-    "quality.reading": "ILD is the mean distance between items of a slate, from 0 (all alike) up. Coverage counts distinct items in an equal number of requests for every variant.",  # noqa: E501
+    "quality.reading": "ILD is the mean distance between items of a slate, from 0 (all alike) up. Coverage counts distinct items in an equal number of requests for every variant.",
     "quality.requests": "Requests",
     "quality.p50": "p50",
     "quality.p95": "p95",
@@ -144,7 +144,7 @@ TEXTS = {
     "quality.in_requests": "in {requests} requests",
     "segments.heading": "Segments by {attribute}",
     "segments.caption": "{metric} inside each segment",
-    "segments.reading": "Not corrected for their number: among twenty segments one looks significant by chance. Take them as questions, not as answers.",  # noqa: E501
+    "segments.reading": "Not corrected for their number: among twenty segments one looks significant by chance. Take them as questions, not as answers.",
     "segments.unknown": "unknown",
     "about.heading": "About this experiment",
     "about.variants": "Variants and what they change",
@@ -195,23 +195,23 @@ TEXTS = {
     "confirm.start": "Start {key}?",
     "confirm.start.what": "From now on {coverage} of all units meet its variants. Whoever met one keeps it.",
     "confirm.stop": "Stop {key}?",
-    "confirm.stop.what": "Nobody meets its variants any longer, and everybody gets what they would without it. The results stay. It cannot be started again.",  # noqa: E501
+    "confirm.stop.what": "Nobody meets its variants any longer, and everybody gets what they would without it. The results stay. It cannot be started again.",
     "confirm.ship": "Ship a variant of {key}?",
-    "confirm.ship.what": "The settings of the chosen variant come into force for everybody within seconds. A running experiment is stopped by it. Roll back takes them away again.",  # noqa: E501
+    "confirm.ship.what": "The settings of the chosen variant come into force for everybody within seconds. A running experiment is stopped by it. Roll back takes them away again.",
     "confirm.roll_back": "Roll back {key}?",
-    "confirm.roll_back.what": "What was shipped ({variant}) is taken away; the settings from before are in force again within seconds.",  # noqa: E501
+    "confirm.roll_back.what": "What was shipped ({variant}) is taken away; the settings from before are in force again within seconds.",
     "confirm.kill": "Kill {variant} of {key}?",
-    "confirm.kill.what": "Its units get what they would without the experiment and stay out; nobody else changes variant. It cannot be revived.",  # noqa: E501
+    "confirm.kill.what": "Its units get what they would without the experiment and stay out; nobody else changes variant. It cannot be revived.",
     "confirm.variant": "Variant",
     "confirm.who": "The audit log will name you: {actor}",
     "confirm.cancel": "Cancel",
-    "confirm.blocked": "An alarm withholds the verdict of this experiment: what its numbers say of the variants cannot be trusted.",  # noqa: E501
+    "confirm.blocked": "An alarm withholds the verdict of this experiment: what its numbers say of the variants cannot be trusted.",
     "sign_in.title": "Sign in",
     "sign_in.key": "API key",
-    "sign_in.hint": "An admin key may change experiments; a server key may look at them. The key is not stored; you stay signed in for {hours} hours at most.",  # noqa: E501
+    "sign_in.hint": "An admin key may change experiments; a server key may look at them. The key is not stored; you stay signed in for {hours} hours at most.",
     "sign_in.button": "Sign in",
     "sign_in.refused": "This key is unknown, revoked, or may not see experiments.",
-    "sign_in.proxy_only": "Sign-in is done by the proxy in front of this dashboard. It sent no name with this request.",  # noqa: E501
+    "sign_in.proxy_only": "Sign-in is done by the proxy in front of this dashboard. It sent no name with this request.",
     "error.home": "To the experiments",
     "error.request": "Request",
     "error.400": "The request cannot be read",
@@ -225,7 +225,7 @@ TEXTS = {
     "error.422": "That cannot be done like this",
     "error.422.what": "Go back and correct what is named below.",
     "error.503": "It cannot be shown right now",
-    "error.503.what": "Something this page needs does not answer. Recommendations are served regardless. Try again in a moment.",  # noqa: E501
+    "error.503.what": "Something this page needs does not answer. Recommendations are served regardless. Try again in a moment.",
     "error.500": "Something went wrong on our side",
     "error.500.what": "The log of the service has the details under this request's id.",
     "user.title": "A user",
@@ -275,7 +275,7 @@ TEXTS = {
     "form.owner": "Owner",
     "hint.owner": "Whom to ask about it.",
     "form.variants": "Variants",
-    "hint.variants": 'The first is the control. Weights sum to 1. Settings are a JSON object, such as {{"diversity": 0.4}}; leave a name empty for fewer variants.',  # noqa: E501
+    "hint.variants": 'The first is the control. Weights sum to 1. Settings are a JSON object, such as {{"diversity": 0.4}}; leave a name empty for fewer variants.',
     "form.variant_n": "Variant {number}",
     "form.variant_1": "Name of variant 1 (control)",
     "form.variant_2": "Name of variant 2",
