@@ -57,7 +57,7 @@ class PageRoute(APIRoute):
                 return error_page(request, NotFound("the address is malformed"))
             except HTTPException as error:
                 return error_page(request, ClientError(str(error.detail)))
-            except Exception:
+            except Exception:  # noqa: BLE001  (as the guard of every service; here it becomes a page)
                 _log.error("unexpected error on a page", path=self.path, exc_info=True)
                 return error_page(request, SilkrecError(""))
 

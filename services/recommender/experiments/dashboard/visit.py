@@ -54,7 +54,7 @@ class Visit:
 
     request: Request
     session: Session | None
-    secret: bytes
+    secret: bytes = field(repr=False)
     language: str
     t: Catalogue
     f: Formats

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fastapi import Request
@@ -32,7 +32,7 @@ class SignIn:
     """`secret` of `access.secret`."""
 
     settings: DashboardSettings
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     def session(self, request: Request, now_s: float) -> Session | None:
         """None: sign in first. Raises Forbidden where signing in would not help."""

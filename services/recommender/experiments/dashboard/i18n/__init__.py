@@ -20,7 +20,7 @@ COOKIE = "silkrec_language"
 class Catalogue:
     language: str
 
-    def __call__(self, key: str, **facts: str) -> str:
+    def __call__(self, key: str, /, **facts: str) -> str:
         """The sentence with its facts filled in; not escaped, the template does that. Raises KeyError: a page with a
         hole would be a defect of ours."""
         return LANGUAGES[self.language][key].format_map(facts)
