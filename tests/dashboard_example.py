@@ -1,4 +1,4 @@
-"""Reports, experiments and a user for the dashboard's tests: fixed numbers, each different, so that each can be found."""
+"""Reports, experiments and a user for the dashboard's tests: fixed numbers, each findable on a page."""
 
 from __future__ import annotations
 

@@ -94,11 +94,15 @@ class Formats:
         return self._date(found)
 
     def moment(self, at_us: int | None) -> str:
-        """With the zone, to the minute."""
+        """To the minute; `zone_name` stands beside it."""
         if at_us is None:
             return NONE
         when = datetime.fromtimestamp(at_us / 1e6, zone(self.time_zone))
-        return f"{self._date(when)} {when:%H:%M} ({zone(self.time_zone).key})"
+        return f"{self._date(when)} {when:%H:%M}"
+
+    @property
+    def zone_name(self) -> str:
+        return zone(self.time_zone).key
 
     def machine(self, at_us: int) -> str:
         """For <time datetime>."""

@@ -13,7 +13,7 @@ TEXTS = {
     "role.editor": "可编辑",
     "open.notice": "尚未设置 API 密钥：此面板仅限本机访问，任何使用者都可以编辑。如需对他人开放，请先创建密钥：",
     "footer": "SilkRec。页面上的每个数字都列在表格中，精确值见 CSV 与 JSON。",
-    "download": "下载：",
+    "download": "下载“{what}”：",
     "simulated.label": "模拟流量",
     "simulated.experiment": "这里的流量部分或全部由模拟器生成，并非真实用户的行为，请勿据此对真实业务下结论。",
     "simulated.user": "该用户的行为部分或全部由模拟器生成。",

@@ -83,7 +83,7 @@
   function exposures(data) {
     const traces = Object.keys(data.series).map((variant, place) => ({
       x: data.series[variant].map((row) => row.day), y: data.series[variant].map((row) => row.units), type: "bar", name: variant,
-      marker: { color: colour(place), pattern: { shape: PATTERNS[place % 4], fgcolor: css("--card"), fgopacity: 0.7, size: 7 } },
+      marker: { color: colour(place), pattern: { fillmode: "overlay", shape: PATTERNS[place % 4], fgcolor: css("--card"), fgopacity: 0.7, size: 7 } },
       hovertemplate: "%{x}<br>%{y}<extra>%{fullData.name}</extra>",
     }));
     return [traces, layout({
