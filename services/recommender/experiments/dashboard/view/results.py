@@ -174,7 +174,7 @@ class ResultsView:
             p=self.f.probability(cell.p_value),
             p_adjusted=self.f.probability(cell.p_adjusted),
             chance=self.f.share(cell.chance_to_win, 1),
-            problem=cell.problem,
+            problem=None if cell.problem is None else self.t.known(f"problem.{cell.problem}", cell.problem),
             verdict=None if hidden else self.t(f"verdict.{cell.verdict}"),
             verdict_kind=_KINDS[cell.verdict],
         )
