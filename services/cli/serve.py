@@ -110,7 +110,7 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        # The peer stays the peer: rewritten by uvicorn, it could be a proxy that the dashboard trusts, and was only named.
+        # Rewritten from X-Forwarded-For, the peer could be a proxy that the dashboard trusts, and that was only named.
         proxy_headers=False,
         lifespan="on",
         loop="uvloop",
