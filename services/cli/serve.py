@@ -110,6 +110,8 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Rewritten from X-Forwarded-For, the peer could be a proxy that the dashboard trusts, and that was only named.
+        proxy_headers=False,
         lifespan="on",
         loop="uvloop",
         http="httptools",

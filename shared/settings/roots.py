@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
 
 from shared.schema import Schema
 
 EMBEDDED = "embedded"
 # sockaddr_un.sun_path holds 108 bytes on Linux, NUL included.
 _UNIX_PATH_MAX = 107
+_SECRET_MIN_BYTES = 32
 
 
 class Group(BaseModel):
@@ -65,6 +66,42 @@ class HistorySettings(Group):
     ttl_s: int = Field(30 * 86400, ge=60)
 
 
+class DashboardSettings(Group):
+    """Pages under /dashboard. The two proxy headers are believed when the socket's peer is in `trusted_proxies`."""
+
+    secret: SecretStr | None = Field(
+        None,
+        description="signs sessions and forms, 32 bytes or more; the same on every host behind one address. Empty: one "
+        "is drawn and kept in dashboard.secret under state_dir",
+    )
+    session_ttl_s: int = Field(
+        4 * 3600, ge=60, le=86400, description="from sign-in, not prolonged; half a working day, as a cookie can leak"
+    )
+    proxy_user_header: str = Field(
+        "", description="names who was signed in by the proxy, such as X-Forwarded-User; empty: no such sign-in"
+    )
+    proxy_role_header: str = Field(
+        "", description="holds viewer or editor; empty: everybody whom the proxy lets through is a viewer"
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="networks (CIDR) of peers whose headers are believed; list the proxy alone, not its clients"
+    )
+    origins: tuple[str, ...] = Field(
+        (),
+        description="https://… that browsers show, where a proxy changes the Host header; forms come from there only",
+    )
+
+    @model_validator(mode="after")
+    def _proxy_is_named(self) -> Self:
+        if self.proxy_user_header and not self.trusted_proxies:
+            raise ValueError(
+                "proxy_user_header without trusted_proxies: nobody's header would be believed; name the proxy's network"
+            )
+        if self.secret is not None and len(self.secret.get_secret_value().encode()) < _SECRET_MIN_BYTES:
+            raise ValueError(f"secret needs at least {_SECRET_MIN_BYTES} bytes")
+        return self
+
+
 class RecommenderSettings(Group):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
@@ -88,6 +125,7 @@ class RecommenderSettings(Group):
     journal_max_slates: int = Field(100_000, ge=100)
     last_good_ttl_s: int = Field(3600, ge=10)
     max_body_bytes: int = Field(256 * 1024, ge=1024)
+    dashboard: DashboardSettings = DashboardSettings()
 
 
 class FeaturesSettings(Group):

@@ -144,6 +144,10 @@ class KeyCache:
         key = self._known().get(hash_of(text))
         return key if key is not None and key.revoked_at_us is None else None
 
+    def is_valid(self, key_id: str) -> bool:
+        """Does the key of this id exist and hold? A dashboard session asks at every page."""
+        return any(key.key_id == key_id and key.revoked_at_us is None for key in self._known().values())
+
     def _known(self) -> Mapping[str, ApiKey]:
         if self._by_hash is None:
             raise DatabaseUnavailable("the API keys could not be read yet", retry_after_s=REFRESH_S)

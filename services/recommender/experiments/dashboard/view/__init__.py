@@ -1,0 +1,1 @@
+"""From a Report to what templates show. Formats and words only: no number is computed here."""
