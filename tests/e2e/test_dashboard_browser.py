@@ -78,8 +78,9 @@ def test_the_accessibility_checks_find_what_is_planted(browser: Browser, base: s
     watched = Watched(browser, base, **DESK)
     page = watched.open("/dashboard")
     page.evaluate("""() => {
-        document.querySelector("main").insertAdjacentHTML("beforeend", `<h4>Late</h4><input name="bare"><img src="icon.svg">
-            <table><tr><th>x</th></tr></table><p class="note" id="pale">pale</p><div role="img"></div><a href="/x"></a>`);
+        document.querySelector("main").insertAdjacentHTML("beforeend", `<h4>Late</h4><input name="bare">
+            <img src="icon.svg"><table><tr><th>x</th></tr></table><p class="note" id="pale">pale</p>
+            <div role="img"></div><a href="/x"></a>`);
         document.getElementById("pale").style.color = "#bbb";
         document.documentElement.lang = "";
     }""")
