@@ -74,6 +74,25 @@ def test_every_page_is_usable_by_everybody_and_loads_nothing_from_elsewhere(
     assert [error for error in watched.errors if "404" not in error] == []
 
 
+def test_the_accessibility_checks_find_what_is_planted(browser: Browser, base: str) -> None:
+    watched = Watched(browser, base, **DESK)
+    page = watched.open("/dashboard")
+    page.evaluate("""() => {
+        document.querySelector("main").insertAdjacentHTML("beforeend", `<h4>Late</h4><input name="bare">
+            <img src="icon.svg"><table><tr><th>x</th></tr></table><p class="note" id="pale">pale</p>
+            <div role="img"></div><a href="/x"></a>`);
+        document.getElementById("pale").style.color = "#bbb";
+        document.documentElement.lang = "";
+    }""")
+    found = " ".join(watched.faults())
+    for fault in (
+        "html-has-lang", "heading-order", "label bare", "image-alt", "table-caption", "th-scope", "color-contrast",
+        "unnamed div", "name <a",
+    ):  # fmt: skip
+        assert fault in found
+    watched.context.close()
+
+
 def test_the_charts_are_drawn_under_the_strict_policy(browser: Browser, base: str) -> None:
     watched = Watched(browser, base, **DESK)
     page = watched.open("/dashboard/experiments/diverse-home")

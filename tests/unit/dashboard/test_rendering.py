@@ -112,7 +112,7 @@ def test_while_an_alarm_blocks_no_verdict_is_on_the_page_nor_in_the_files() -> N
     assert "Sample-ratio mismatch" in html
     assert "&lt; 0.0001" in html
     assert "No verdict" in html
-    for word in ("Ship diverse", "✓", "better</span>", "passed</span>", "The primary metric is better"):
+    for word in ("Ship diverse", "✓", "</span> better</span>", "</span> passed</span>", "The primary metric is better"):
         assert word not in html
     body = get("/dashboard/experiments/new-ranker/results.json").json()
     assert body["conclusion"]["decision"] == "blocked"

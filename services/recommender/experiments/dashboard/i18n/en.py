@@ -113,8 +113,6 @@ TEXTS = {
     "chart.noscript": "Charts need JavaScript; every number is in the tables.",
     "chart.lift_axis": "Lift (%)",
     "chart.units_axis": "Units",
-    "chart.fixed": "fixed",
-    "chart.sequential": "sequential",
     "lift.heading": "Cumulative lift: {metric}",
     "lift.caption": "Cumulative lift by day, with the fixed band (darker) and the sequential band (lighter).",
     "lift.table": "Cumulative lift as a table",

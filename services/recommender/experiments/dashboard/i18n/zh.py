@@ -113,8 +113,6 @@ TEXTS = {
     "chart.noscript": "图表需要 JavaScript；所有数字均可在表格中查看。",
     "chart.lift_axis": "提升（%）",
     "chart.units_axis": "单元数",
-    "chart.fixed": "固定",
-    "chart.sequential": "序贯",
     "lift.heading": "累计提升：{metric}",
     "lift.caption": "按日累计的提升，深色带为固定区间，浅色带为序贯区间。",
     "lift.table": "以表格查看累计提升",

@@ -32,9 +32,10 @@
   function forest(data) {
     const metrics = [...new Set(data.rows.map((row) => row.metric))];
     const traces = [];
-    data.variants.forEach((variant, place) => {
-      const rows = data.rows.filter((row) => row.variant === variant);
-      const shift = data.variants.length > 1 ? (place / (data.variants.length - 1) - 0.5) * 0.4 : 0;
+    const compared = data.variants.filter((variant) => data.rows.some((row) => row.variant === variant));
+    compared.forEach((variant, line) => {
+      const place = data.variants.indexOf(variant), rows = data.rows.filter((row) => row.variant === variant);
+      const shift = compared.length > 1 ? (line / (compared.length - 1) - 0.5) * 0.4 : 0;
       const y = rows.map((row) => metrics.indexOf(row.metric) + shift);
       const bar = (ends, width, name) => ({
         x: rows.flatMap((row) => [...open(ends(row)), null]), y: y.flatMap((one) => [one, one, null]), mode: "lines",
@@ -47,7 +48,7 @@
       });
     });
     return [traces, layout({
-      height: 110 + metrics.length * Math.max(46, 26 * data.variants.length),
+      height: 110 + metrics.length * Math.max(46, 26 * compared.length),
       xaxis: { title: { text: data.words.lift_axis }, range: extent(data.rows), zeroline: true, zerolinewidth: 2 },
       yaxis: { tickvals: metrics.map((_, n) => n), ticktext: metrics, range: [metrics.length - 0.5, -0.5], showgrid: false, zeroline: false },
     })];
@@ -55,8 +56,8 @@
 
   function lift(data) {
     const traces = [], names = Object.keys(data.series);
-    names.forEach((variant, place) => {
-      const rows = data.series[variant], days = rows.map((row) => row.day);
+    names.forEach((variant) => {
+      const place = data.variants.indexOf(variant), rows = data.series[variant], days = rows.map((row) => row.day);
       const band = (ends, share) => {
         const edge = (side) => rows.map((row) => open(ends(row))[side]);
         const line = { width: 0, color: colour(place) };
@@ -81,7 +82,7 @@
   }
 
   function exposures(data) {
-    const traces = Object.keys(data.series).map((variant, place) => ({
+    const traces = Object.keys(data.series).map((variant) => [variant, data.variants.indexOf(variant)]).map(([variant, place]) => ({
       x: data.series[variant].map((row) => row.day), y: data.series[variant].map((row) => row.units), type: "bar", name: variant,
       marker: { color: colour(place), pattern: { fillmode: "overlay", shape: PATTERNS[place % 4], fgcolor: css("--card"), fgopacity: 0.7, size: 7 } },
       hovertemplate: "%{x}<br>%{y}<extra>%{fullData.name}</extra>",

@@ -16,12 +16,13 @@ def charts(view: ResultsView) -> dict[str, Any]:
     return {"forest": _forest(view), "lift": _lift(view), "exposures": _exposures(view)}
 
 
-def _words(view: ResultsView) -> dict[str, str]:
-    return {name: view.t(f"chart.{name}") for name in ("lift_axis", "units_axis", "fixed", "sequential")}
+def _common(view: ResultsView, kind: str) -> dict[str, Any]:
+    """`variants`: all of them, so that each has one colour and one marker in every chart of the page."""
+    words = {name: view.t(f"chart.{name}") for name in ("lift_axis", "units_axis")}
+    return {"kind": kind, "words": words, "variants": [variant.variant for variant in view.report.variants]}
 
 
 def _forest(view: ResultsView) -> dict[str, Any] | None:
-    variants = [variant.variant for variant in view.report.variants if variant.variant != view.report.control]
     rows = [
         {
             "metric": view.title(metric),
@@ -34,7 +35,7 @@ def _forest(view: ResultsView) -> dict[str, Any] | None:
         for cell in metric.cells
         if cell.lift is not None
     ]
-    return {"kind": "forest", "words": _words(view), "variants": variants, "rows": rows} if rows else None
+    return {**_common(view, "forest"), "rows": rows} if rows else None
 
 
 def _lift(view: ResultsView) -> dict[str, Any] | None:
@@ -47,14 +48,14 @@ def _lift(view: ResultsView) -> dict[str, Any] | None:
             "sequential": _pair(point.sequential),
         }
         series.setdefault(point.variant, []).append(row)
-    return {"kind": "lift", "words": _words(view), "series": series} if series else None
+    return {**_common(view, "lift"), "series": series} if series else None
 
 
 def _exposures(view: ResultsView) -> dict[str, Any] | None:
     series: dict[str, list[dict[str, Any]]] = {}
     for count in view.report.exposures_by_day:
         series.setdefault(count.variant, []).append({"day": count.day, "units": count.units})
-    return {"kind": "exposures", "words": _words(view), "series": series} if series else None
+    return {**_common(view, "exposures"), "series": series} if series else None
 
 
 def _pair(bounds: Bounds | None) -> list[float | None]:
