@@ -75,7 +75,7 @@ def test_the_route_answers_every_number_as_json(built: Database) -> None:
     answer = ask(built, "/v1/experiments/shelf/results")
     assert answer.status_code == 200
     content = answer.json()
-    assert [one["metric"] for one in content["metrics"]][0] == "ctr"
+    assert content["metrics"][0]["metric"] == "ctr"
     assert content["conclusion"]["decision"] == "blocked"
     assert sum(one["units"] for one in content["variants"]) > 90
 
