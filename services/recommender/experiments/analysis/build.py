@@ -54,9 +54,8 @@ def build(
         newest = int(connection.scalar(select(func.max(events.c.event_seq))) or 0)
         days = due(connection, scope)
     for day in days:
-        whole = day >= days[-1] - TRAILING_DAYS
         state = _State(scope, newest, started_us)
-        database.transact(partial(_one, state, day, whole))
+        database.transact(partial(_one, state, day, day == days[-1]))
     return Built(tuple(days), time.perf_counter() - began)
 
 
