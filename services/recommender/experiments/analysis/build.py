@@ -1,9 +1,9 @@
 """Brings the aggregates up to date: which days are due, and each of them in one transaction with its progress row.
 
 Due are days never built, the last one built, which was not over yet, the two days before it (exposures may come late
-from a journal), and every day that new events fell on, however old: event numbers only grow, so those after the last build's newest are all there is to look
-at. Killed between days, the next run goes on; a day built twice is the same day. Days that only lie after a late event
-keep their cumulative rows as they were known then; the newest day's are always complete.
+from a journal), and every day that new events fell on, however old: event numbers only grow, so those after the last
+build's newest are all there is to look at. Killed between days, the next run goes on; a day built twice is the same day.
+Days that only lie after a late event keep their cumulative rows as they were known then; the newest day's are complete.
 """
 
 from __future__ import annotations
