@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,10 +115,10 @@ def _desk(ctx: typer.Context) -> Iterator[_Desk]:
         if migrate.pending(database):
             migrate.upgrade(database)
         # Loaded when it is needed: it brings the filter grammar along.
-        store = importlib.import_module("services.recommender.experiments.registry.store")
-        registry = store.ExperimentStore(database, settings.data)
-        known = metrics.load(Path(metrics.FILE))
-        yield _Desk(database, registry, known, ActionTable.from_schema(settings.data))
+        from services.recommender.experiments.registry.store import ExperimentStore  # noqa: PLC0415
+
+        known = metrics.load(settings.home / metrics.FILE)
+        yield _Desk(database, ExperimentStore(database, settings.data), known, ActionTable.from_schema(settings.data))
     finally:
         database.close()
 

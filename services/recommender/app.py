@@ -10,7 +10,8 @@ from fastapi import FastAPI
 
 from services.inference.client import InferenceClient
 from services.recommender import wiring
-from services.recommender.routes import browse, experiments, forward, rank, recommend, recommendations
+from services.recommender.experiments.dashboard import pages
+from services.recommender.routes import browse, experiment_results, experiments, forward, rank, recommend, recommendations
 from services.recommender.routes.arrival import ArrivalMiddleware
 from services.recommender.serving.readiness import ReadinessBoard
 from shared.observability.metrics import Metrics
@@ -20,7 +21,7 @@ from shared.web.app import Lifespan, create_app
 
 TITLE = "SilkRec recommender"
 SERVICE = "recommender"
-ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router, experiments.router)
+ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router, experiments.router, experiment_results.router)
 
 
 def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAPI:
@@ -37,7 +38,7 @@ def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAP
 
 
 def assemble(settings: Settings, *, metrics: Metrics, board: ReadinessBoard, lifespan: Lifespan) -> FastAPI:
-    """The application around any `lifespan` that yields `settings`, `keys` and `desk` (and `forwarder`)."""
+    """The application around any `lifespan` that yields `settings`, `keys` and `desk` (`dashboard` for its pages, and `forwarder`)."""
     app = create_app(
         title=TITLE,
         lifespan=lifespan,
@@ -49,6 +50,7 @@ def assemble(settings: Settings, *, metrics: Metrics, board: ReadinessBoard, lif
     )
     for router in ROUTERS:
         app.include_router(router)
+    app.include_router(pages.router())
     if settings.recommender.features_url:
         app.include_router(forward.router)  # last: what is ours is never forwarded
     app.add_middleware(ArrivalMiddleware)

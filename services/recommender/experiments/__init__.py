@@ -13,8 +13,16 @@
     statistics/    from sufficient statistics to intervals, alarms and plans
     interleaving   two rankings in one slate, and whom a click speaks for
     off_policy     what a variant that never ran would have earned
-    registry/      impure: the experiments in the database, their audit, shipping, and the follower of requests
+    metrics        what is summed of a unit's events; built in, or a team's own in `metrics.yaml`
+    comparison     sums to lifts, intervals and verdicts; `alarms`, `slate_quality` and `conclusion` beside it
+    assembly       all of these together: a `report`, which `report_text` writes as JSON and CSV
+    simulator/     users who click by a known model, so that true effects are known
+    open_bandit/   a public log as an experiment of two arms
 
-Owns the arithmetic and the rules; everything but registry/ is pure (numpy and scipy, no clock, no store). Owns no
-events, no exposure log and no page: those call this, never the other way round.
+    registry/      impure: the experiments in the database, their audit, shipping, and the follower of requests
+    analysis/      impure: the sums, in SQL
+    dashboard/     impure: the pages
+
+Owns the arithmetic and the rules; what stands in the first block is pure (numpy and scipy, no clock, no store). Owns no
+events and no exposure log: the journal writes those.
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from services.recommender.experiments.comparison import Asked, Sums, bounds, cell, level, pair, results
+from services.recommender.experiments.comparison import Asked, Sums, always_valid, bounds, cell, level, pair, results
 from services.recommender.experiments.conclusion import conclude
 from services.recommender.experiments.definitions import Experiment
 from services.recommender.experiments.local_days import iso
@@ -28,7 +28,7 @@ from services.recommender.experiments.slate_quality import merged, quality
 from services.recommender.experiments.statistics.frequentist import welch
 from services.recommender.experiments.statistics.power import Plan as PowerPlan
 from services.recommender.experiments.statistics.power import days_needed, units_needed
-from services.recommender.experiments.statistics.sequential import DEFAULT_TUNING, confidence_sequence
+from services.recommender.experiments.statistics.sequential import DEFAULT_TUNING
 from shared.errors import ValidationFailed
 
 UNITS = "_units"
@@ -172,7 +172,7 @@ def _lifts(
         for name in variants[1:]:
             both = pair(primary.metric, sums.get(variants[0], {}), sums.get(name, {}))
             own = level(table, name, alpha)
-            always = confidence_sequence(both.control, both.treatment, alpha=own)
+            always = always_valid(both, own, alpha)
             fixed = welch(both.control, both.treatment, alpha=own)
             lift = None if always.problem else always.estimate
             point = DayPoint(day=iso(day), variant=name, lift=lift, fixed=bounds(fixed), sequential=bounds(always))

@@ -21,7 +21,7 @@ from services.recommender.experiments.statistics.frequentist import welch
 from services.recommender.experiments.statistics.guardrails import non_inferior_at_any_look
 from services.recommender.experiments.statistics.moments import Moments, Proportion, Ratio, Statistic
 from services.recommender.experiments.statistics.multiple import benjamini_hochberg, holm
-from services.recommender.experiments.statistics.sequential import confidence_sequence
+from services.recommender.experiments.statistics.sequential import DEFAULT_TUNING, confidence_sequence
 
 Sums = Mapping[str, Any]
 """n and {x, y, p, q, xx, xy, …}: after (x / y) and before (p / q) the first exposure; what is missing is 0."""
@@ -75,7 +75,7 @@ def results(
     levels: dict[tuple[int, str], tuple[float, float]] = {}
     for role in Role:
         cells = [(place, name) for place, one in enumerate(asked) if one.role is role for name in variants[1:]]
-        tests = [_always_valid(asked[place], variants[0], name, alpha).p_value for place, name in cells]
+        tests = [_tested(asked[place], variants[0], name, alpha) for place, name in cells]
         raised = list(tests) if role is Role.GUARDRAIL else CORRECTIONS[correction](tests)
         levels |= {
             cell: (q, alpha * min(p / q, 1.0) if p > 0 else alpha / len(cells))
@@ -92,8 +92,23 @@ def level(result: MetricResult, variant: str, alpha: float) -> float:
     return alpha * min(cell.p_value / cell.p_adjusted, 1.0)
 
 
-def cell(one: Asked, control: str, variant: str, alpha: float, adjusted_p: float | None = None) -> Cell:
-    """`alpha`: of its intervals, corrected already."""
+def always_valid(both: Pair, level: float, alpha: float) -> Estimate:
+    """The interval at the corrected `level` with the mixture that was tuned for `alpha`: so p is the same at every
+    level, is below `level` exactly where the interval excludes zero, and no tuning depends on the data."""
+    tuning = DEFAULT_TUNING * _mixture(level) / _mixture(alpha)
+    return confidence_sequence(both.control, both.treatment, alpha=level, tuning=tuning)
+
+
+def _mixture(alpha: float) -> float:
+    """What ρ² x N* is in `statistics.sequential`."""
+    return -2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)
+
+
+def cell(
+    one: Asked, control: str, variant: str, alpha: float, level: float | None = None, adjusted_p: float | None = None
+) -> Cell:
+    """`level`: the corrected α of its intervals."""
+    level = alpha if level is None else level
     own = statistic(one.metric, one.sums.get(variant, {}))
     plain = Cell(
         variant=variant,
@@ -104,8 +119,8 @@ def cell(one: Asked, control: str, variant: str, alpha: float, adjusted_p: float
     if variant == control:
         return plain
     both = pair(one.metric, one.sums.get(control, {}), one.sums.get(variant, {}))
-    fixed = welch(both.control, both.treatment, alpha=alpha)
-    always = confidence_sequence(both.control, both.treatment, alpha=alpha)
+    fixed = welch(both.control, both.treatment, alpha=level)
+    always = always_valid(both, level, alpha)
     chance = posterior(both.control, both.treatment, lower_is_better=not one.metric.higher_is_better)
     verdict, p_value = _verdict(one, both, always, alpha)
     known = always.problem is None
@@ -138,7 +153,7 @@ def _result(
     cells = []
     for name in variants:
         adjusted_p, own = levels.get((place, name), (None, alpha))
-        cells.append(cell(one, control, name, own, adjusted_p if one.role is not Role.GUARDRAIL else None))
+        cells.append(cell(one, control, name, alpha, own, None if one.role is Role.GUARDRAIL else adjusted_p))
     pairs = [pair(metric, one.sums.get(control, {}), one.sums.get(name, {})) for name in variants[1:]]
     caps = [sums["cap"] for sums in one.sums.values() if sums.get("cap") is not None]
     return MetricResult(
@@ -154,9 +169,9 @@ def _result(
     )
 
 
-def _always_valid(one: Asked, control: str, variant: str, alpha: float) -> Estimate:
+def _tested(one: Asked, control: str, variant: str, alpha: float) -> float:
     both = pair(one.metric, one.sums.get(control, {}), one.sums.get(variant, {}))
-    return confidence_sequence(both.control, both.treatment, alpha=alpha)
+    return always_valid(both, alpha, alpha).p_value
 
 
 def _verdict(one: Asked, both: Pair, always: Estimate, alpha: float) -> tuple[Verdict, float]:

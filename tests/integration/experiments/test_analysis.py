@@ -129,13 +129,15 @@ def test_a_build_that_dies_between_days_goes_on_where_it_was(database: Database)
         for table in (experiment_progress, experiment_unit_days, experiment_daily, experiment_quality_daily):
             connection.execute(table.delete())
         connection.execute(experiment_excluded_units.delete())
-    dying = _Dying(database, after=3)
+    dying = _Dying(database, after=4)
     with pytest.raises(DatabaseUnavailable):
         build(dying, registered(), now_us(), known=UNCAPPED, actions=ACTIONS)  # type: ignore[arg-type]
     with database.read() as connection:
-        assert connection.scalar(select(func.count()).select_from(experiment_progress)) == 3
+        assert connection.scalar(select(func.count()).select_from(experiment_progress)) == 4
     again = build(database, registered(), now_us(), known=UNCAPPED, actions=ACTIONS)
-    assert again.days == tuple(range(FIRST_DAY + 3, FIRST_DAY + DAYS))
+    assert again.days == tuple(
+        range(FIRST_DAY + 1, FIRST_DAY + DAYS)
+    )  # the two days before the last are looked at again
     assert everything(database) == whole
 
 

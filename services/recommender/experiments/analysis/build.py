@@ -1,9 +1,9 @@
 """Brings the aggregates up to date: which days are due, and each of them in one transaction with its progress row.
 
-Due are days never built, today, the two days before (exposures may come late from a journal), and every day that new
-events fell on, however old: event numbers only grow, so those after the last build's newest are all there is to look
-at. Killed between days, the next run goes on; a day built twice is the same day. Days that only lie after a late event
-keep their cumulative rows as they were known then; the newest day's are always complete.
+Due are days never built, the last one built, which was not over yet, the two days before it (exposures may come late
+from a journal), and every day that new events fell on, however old: event numbers only grow, so those after the last
+build's newest are all there is to look at. Killed between days, the next run goes on; a day built twice is the same day.
+Days that only lie after a late event keep their cumulative rows as they were known then; the newest day's are complete.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ def build(
         newest = int(connection.scalar(select(func.max(events.c.event_seq))) or 0)
         days = due(connection, scope)
     for day in days:
-        whole = day >= days[-1] - TRAILING_DAYS
         state = _State(scope, newest, started_us)
-        database.transact(partial(_one, state, day, whole))
+        database.transact(partial(_one, state, day, day == days[-1]))
     return Built(tuple(days), time.perf_counter() - began)
 
 
@@ -101,7 +100,7 @@ def due(connection: Connection, scope: Scope) -> list[int]:
     everything = range(first, last + 1)
     if not built:
         return list(everything)
-    wanted = {day for day in everything if day not in built or day >= last - TRAILING_DAYS}
+    wanted = {day for day in everything if day not in built or day >= max(built) - TRAILING_DAYS}
     newest = built[max(built)]
     in_flight = and_(
         events.c.event_seq > newest.event_seq - IN_FLIGHT,

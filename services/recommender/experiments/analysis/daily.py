@@ -16,6 +16,7 @@ from shared.storage.tables import experiment_daily, exposures
 
 
 def write(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metric]) -> None:
+    """Rows of other metrics stay: were a build to die before its newest day, the report has all of the day before."""
     units = _units(connection, scope, day)
     with unit_now(connection, scope, day, metrics) as now:
         found = sums(connection, now, metrics)
@@ -23,7 +24,9 @@ def write(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metr
     for metric in metrics:
         cells = found[metric.key]
         rows += [_row(scope, day, metric.key, cell, {"n": n["n"], **cells.get(cell, {})}) for cell, n in units.items()]
-    connection.execute(delete(experiment_daily).where(scope.mine(experiment_daily), experiment_daily.c.day == day))
+    written = experiment_daily.c.metric.in_([UNITS, *(metric.key for metric in metrics)])
+    mine = and_(scope.mine(experiment_daily), experiment_daily.c.day == day)
+    connection.execute(delete(experiment_daily).where(mine, written))
     if rows:
         connection.execute(insert(experiment_daily), rows)
 

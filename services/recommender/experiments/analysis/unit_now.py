@@ -44,15 +44,14 @@ class UnitNow:
     basis: str
 
     def letters(self, place: int, metric: Metric) -> dict[str, ColumnElement[float]]:
-        kinds = "xypq" if metric.kind is Kind.RATIO else "xp"
-        return {letter: self.table.c[f"{letter}{place}"] for letter in kinds}
+        return {letter: self.table.c[f"{letter}{place}"] for letter in _letters(metric)}
 
 
 @contextmanager
 def unit_now(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metric]) -> Iterator[UnitNow]:
     """Dropped at the end. `basis` is what `seen` means: impressions, or served where no unit reports any."""
     basis = "impressions" if _seen(connection, scope, day) else "served"
-    columns = [Column(f"{letter}{place}", Double) for place in range(len(metrics)) for letter in "xypq"]
+    columns = [Column(f"{letter}{place}", Double) for place, one in enumerate(metrics) for letter in _letters(one)]
     head = (Column("variant", NAME), Column("segment", String(64)))
     table = Table(NAME_OF_TABLE, MetaData(), *head, *columns, prefixes=["TEMPORARY"])
     _drop(connection)
@@ -80,14 +79,16 @@ def _fill(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metr
     for place, metric in enumerate(metrics):
         since = [days.c.day >= 0] if metric.window_days is None else [days.c.day >= 0, days.c.age < metric.window_days]
         for letters, amount in (("xp", metric.numerator), ("yq", metric.denominator)):
+            if amount is None:
+                continue
             for letter, when in ((letters[0], since), (letters[1], [days.c.day < 0])):
-                total = _amount(scope, amount, when, basis) if amount else func.max(0.0)
-                if metric.kind is Kind.PROPORTION and letter in "xp":
+                total = _amount(scope, amount, when, basis)
+                if metric.kind is Kind.PROPORTION:
                     total = case((total > 0, 1.0), else_=0.0)
                 columns.append(total.label(f"{letter}{place}"))
     unit = (
         select(days.c.unit, *columns)
-        .where(scope.mine(days), days.c.day <= day)
+        .where(scope.mine(days), days.c.day <= day, days.c.action.in_([SERVED, *scope.codes_of(_amounts(metrics))]))
         .group_by(days.c.experiment, days.c.phase, days.c.unit)
         .subquery()
     )
@@ -96,6 +97,14 @@ def _fill(connection: Connection, scope: Scope, day: int, metrics: Sequence[Metr
     query = select(exposures.c.variant, exposures.c.segment, *numbers).select_from(unit.join(exposures, met))
     query = in_order(connection, query).where(exposures.c.first_at_us < scope.range_us(day)[1])
     connection.execute(filled(table, query))
+
+
+def _letters(metric: Metric) -> str:
+    return "xypq" if metric.kind is Kind.RATIO else "xp"
+
+
+def _amounts(metrics: Sequence[Metric]) -> list[Amount]:
+    return [one for metric in metrics for one in (metric.numerator, metric.denominator) if one]
 
 
 def _amount(scope: Scope, amount: Amount, when: list[ColumnElement[bool]], basis: str) -> ColumnElement[float]:

@@ -79,7 +79,7 @@ class NotShown:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserPage:
     """A user's newest served slate and what led to it. `experiments` {key: variant}; `source_counts` {source:
-    candidates}; `degraded`: (stage, cause, fallback)."""
+    items of the slate}; `degraded`: (stage, cause, fallback)."""
 
     user_id: str
     history: tuple[HistoryEvent, ...]

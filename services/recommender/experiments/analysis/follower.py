@@ -1,0 +1,95 @@
+"""Keeps the aggregates of what runs no older than a minute: a background task of the recommender.
+
+Several recommenders may try at once; a key in Redis lets one of them. When Redis is away all build: a day built twice is
+the same day, so the key saves work and guards nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.recommender.experiments.analysis.build import build
+from services.recommender.experiments.definitions import Status
+from services.recommender.experiments.metrics import Metric
+from services.recommender.experiments.registered import RegisteredExperiment
+from shared.actions import ActionTable
+from shared.errors import SilkrecError
+from shared.observability.logging import get_logger
+from shared.storage.database import Database
+
+_log = get_logger(__name__)
+LOCK = "silkrec:exp1:build"
+LOCK_TTL_S = 300
+"""A process that dies while it builds holds the others up for so long."""
+AFTER_STOP_US = 2 * 86_400_000_000
+"""A stopped experiment's last exposures may still lie in a journal; after two days nothing changes any more."""
+
+
+@dataclass(slots=True)
+class AnalysisFollower:
+    """`experiments` lists all, blocking. `database` is one whose statements may take minutes. `status`: for /ready."""
+
+    database: Database
+    redis: Redis
+    experiments: Callable[[], list[RegisteredExperiment]]
+    known: Mapping[str, Metric]
+    actions: ActionTable
+    interval_s: float
+    status: str = "starting"
+    _failed: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        while True:
+            await self.once()
+            await asyncio.sleep(self.interval_s)
+
+    async def once(self) -> None:
+        if not await self._may_build():
+            self.status = "ok: another process builds"
+            return
+        try:
+            await self.database.run(self._build_all)
+        except SilkrecError as error:
+            self.status = f"cannot read experiments: {error.detail}"
+        else:
+            self.status = f"no results for {', '.join(sorted(self._failed))}" if self._failed else "ok"
+        finally:
+            await self._release()
+
+    def _build_all(self) -> None:
+        now_us = time.time_ns() // 1000
+        wanted = [one for one in self.experiments() if _is_due(one, now_us)]
+        for registered in wanted:
+            key = registered.definition.key
+            try:
+                build(self.database, registered, now_us, known=self.known, actions=self.actions)
+            except SilkrecError as error:
+                # One experiment with a metric that is gone must not hold up the others.
+                if key not in self._failed:
+                    _log.error("an experiment's results cannot be built", experiment=key, detail=error.detail)
+                self._failed.add(key)
+            else:
+                self._failed.discard(key)
+
+    async def _may_build(self) -> bool:
+        try:
+            return bool(await self.redis.set(LOCK, b"1", nx=True, ex=LOCK_TTL_S))
+        except (RedisError, OSError, TimeoutError):
+            return True
+
+    async def _release(self) -> None:
+        try:
+            await self.redis.delete(LOCK)
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.warning("the key of the analysis stays until its time is over", detail=str(error))
+
+
+def _is_due(registered: RegisteredExperiment, now_us: int) -> bool:
+    status, stopped_us = registered.definition.status, registered.stopped_at_us
+    return status is Status.RUNNING or (stopped_us is not None and now_us - stopped_us < AFTER_STOP_US)

@@ -1,0 +1,87 @@
+"""The pages' port on the real thing: the registry, the analysis, and what the stores know of a user."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.recommender.experiments.analysis.results import report
+from services.recommender.experiments.dashboard.person import Person
+from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, UserPage
+from services.recommender.experiments.metrics import Metric
+from services.recommender.experiments.registered import RegisteredExperiment
+from services.recommender.experiments.registry.store import ExperimentStore
+from services.recommender.experiments.report import Health, Report
+from shared.actions import ActionTable
+from shared.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPort:
+    """`dashboard.ports.DashboardPort`. Everything that blocks runs in the database's threads."""
+
+    database: Database
+    store: ExperimentStore
+    known: Mapping[str, Metric]
+    actions: ActionTable
+    person: Person
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+
+    async def list(self) -> Sequence[ExperimentRow]:
+        return await self.database.run(self._rows)
+
+    async def get(self, key: str) -> RegisteredExperiment:
+        return (await self.database.run(self.store.get, key)).registered
+
+    async def report(self, key: str) -> Report:
+        return await self.database.run(self._report, key)
+
+    async def audit(self, key: str) -> Sequence[AuditEntry]:
+        found = await self.database.run(self.store.audit, key)
+        return [AuditEntry(at_us=one.at_us, actor=one.actor, action=one.action, detail=one.detail) for one in found]
+
+    async def create(self, experiment: RegisteredExperiment, actor: str) -> RegisteredExperiment:
+        return (await self.database.run(lambda: self.store.create(experiment, actor=actor))).registered
+
+    async def start(self, key: str, actor: str) -> None:
+        await self.database.run(lambda: self.store.start(key, actor=actor))
+
+    async def stop(self, key: str, actor: str) -> None:
+        await self.database.run(lambda: self.store.stop(key, actor=actor))
+
+    async def ship(self, key: str, variant: str, actor: str) -> None:
+        await self.database.run(lambda: self.store.ship(key, variant, actor=actor))
+
+    async def roll_back(self, key: str, actor: str) -> None:
+        await self.database.run(lambda: self.store.roll_back(key, actor=actor))
+
+    async def kill_variant(self, key: str, variant: str, actor: str) -> None:
+        await self.database.run(lambda: self.store.kill_variant(key, variant, actor=actor))
+
+    async def metrics(self) -> Sequence[MetricChoice]:
+        return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.known.values()]
+
+    async def user(self, user_id: str) -> UserPage:
+        return await self.person.page(user_id)
+
+    def _report(self, key: str) -> Report:
+        return self._of(self.store.get(key).registered)
+
+    def _of(self, registered: RegisteredExperiment) -> Report:
+        return report(self.database, registered, self.now_us(), known=self.known, actions=self.actions)
+
+    def _rows(self) -> Sequence[ExperimentRow]:
+        return [self._row(stored.registered) for stored in self.store.list()]
+
+    def _row(self, registered: RegisteredExperiment) -> ExperimentRow:
+        found = self._of(registered)
+        blocked = any(alarm.blocks for alarm in found.alarms)
+        none = found.as_of_us is None
+        return ExperimentRow(
+            experiment=registered,
+            health=Health.NO_DATA if none else Health.BLOCKED if blocked else Health.HEALTHY,
+            units=sum(count.units for count in found.variants),
+            simulated=found.simulated,
+            as_of_us=found.as_of_us,
+        )
