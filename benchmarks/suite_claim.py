@@ -18,6 +18,7 @@ import platform
 import random
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -47,25 +48,45 @@ def ild(slate: Sequence[Item]) -> float:
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
-def serve(way: Way, people: People, users: Sequence[str]) -> dict[str, Any]:
-    for user_id in users[:WARM_UP]:
-        way(user_id)
-    took, rates, ilds, degraded = [], [], [], 0
-    for user_id in users:
-        item_ids, ms, gave_up = way(user_id)
-        slate = [people.films[item_id] for item_id in item_ids]
-        if len(slate) != COUNT:
-            raise SystemExit(f"the run is worth nothing: user {user_id} got {len(slate)} items")
-        took.append(ms)
-        degraded += gave_up
-        rates.append(float(people.model.probabilities(user_id, slate).mean()))
-        ilds.append(ild(slate))
-    p50, p95, p99 = (round(float(value), 2) for value in np.percentile(took, [50, 95, 99]))
-    return {
-        "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "over_deadline": float(np.mean(np.array(took) > DEADLINE_MS)),
-        "degraded": degraded / len(users), "ild_at_10": float(np.mean(ilds)), "expected_ctr": float(np.mean(rates)),
-        "rates": np.array(rates),
-    }  # fmt: skip
+def serve(ways: dict[str, Way], people: People, users: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """The ways of a user follow each other in an order drawn anew for each: whichever comes second finds the user's
+    latents cached, and one after the other the last way looked 8 ms faster than the first."""
+    order, rows = random.Random(seed), {name: Served() for name in ways}
+    for number, user_id in enumerate([*users[:WARM_UP], *users]):
+        for name in order.sample(sorted(ways), len(ways)):
+            item_ids, ms, gave_up = ways[name](user_id)
+            if number < min(WARM_UP, len(users)):
+                continue
+            slate = [people.films[item_id] for item_id in item_ids]
+            if len(slate) != COUNT:
+                raise SystemExit(f"the run is worth nothing: {name} gave user {user_id} {len(slate)} items")
+            rows[name].add(ms, gave_up, float(people.model.probabilities(user_id, slate).mean()), ild(slate))
+    return [{"way": name, **served.row()} for name, served in rows.items()]
+
+
+@dataclass
+class Served:
+    """What one way served, a user a place."""
+
+    took: list[float] = field(default_factory=list)
+    degraded: list[bool] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    ilds: list[float] = field(default_factory=list)
+
+    def add(self, ms: float, degraded: bool, rate: float, diversity: float) -> None:
+        self.took.append(ms)
+        self.degraded.append(degraded)
+        self.rates.append(rate)
+        self.ilds.append(diversity)
+
+    def row(self) -> dict[str, Any]:
+        p50, p95, p99 = (round(float(value), 2) for value in np.percentile(self.took, [50, 95, 99]))
+        return {
+            "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
+            "over_deadline": float(np.mean(np.array(self.took) > DEADLINE_MS)),
+            "degraded": float(np.mean(self.degraded)), "ild_at_10": float(np.mean(self.ilds)),
+            "expected_ctr": float(np.mean(self.rates)), "rates": np.array(self.rates),
+        }  # fmt: skip
 
 
 def add_lift(row: dict[str, Any], base: dict[str, Any]) -> None:
@@ -91,7 +112,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         ways: dict[str, Way] = {"popularity + item-to-item": front.baseline, "full pipeline": front.full}
         for diversity in DIVERSITY:
             ways[f"full pipeline, diversity {diversity}"] = lambda user, d=diversity: front.full(user, d)  # type: ignore[misc]
-        rows = [{"way": name, **serve(way, people, users)} for name, way in ways.items()]
+        rows = serve(ways, people, users, options.seed)
     for row in rows:
         add_lift(row, rows[0])
     for row in rows:
@@ -99,6 +120,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     names = ["baseline", "full", *(f"full_diversity_{diversity}" for diversity in DIVERSITY)]
     figures = ("p50_ms", "p95_ms", "p99_ms", "ild_at_10", "expected_ctr", "relative_lift")
     measured = {f"{name}_{key}": row[key] for name, row in zip(names, rows, strict=True) for key in figures}
+    trained = State.read(place.folder).training or {}
+    for name in ("hr_at_10", "popular_hr_at_10"):  # of real ratings held out, where no click model has a say
+        measured[f"held_out_{name}"] = trained.get("metrics", {}).get(name)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     workload = {"users": len(users), "seed": options.seed, **people.model.parameters}
     return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
@@ -120,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     if options.html is not None:
-        options.html.write_text(page(result["rows"], result["workload"], result["machine"]), "utf-8")
+        options.html.write_text(page(result), "utf-8")
 
 
 if __name__ == "__main__":

@@ -78,9 +78,8 @@ def test_slates_impressions_and_clicks_of_simulated_users_are_stored_and_marked(
     assert (traffic.requests, traffic.refused, tally.slates, tally.impressions) == (REQUESTS, 0, REQUESTS, 5 * REQUESTS)
     with database.read() as connection:
         stored = connection.execute(select(events)).all()
-        slates: dict[str, Any] = dict(
-            connection.execute(select(recommendations.c.recommendation_id, recommendations.c.request)).tuples().all()
-        )
+        served = connection.execute(select(recommendations)).all()
+    slates: dict[str, Any] = {row.recommendation_id: row.request for row in served}
     by_action = {name: [row for row in stored if row.action == codes[name].code] for name in ("impression", "click")}
     assert len(by_action["impression"]) == REQUESTS
     assert len(by_action["click"]) == tally.clicks > 0
