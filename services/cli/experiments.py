@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from services.recommender.experiments.analysis.build import build as build_aggre
 from services.recommender.experiments.analysis.results import report
 from services.recommender.experiments.local_days import iso
 from services.recommender.experiments.registered import RegisteredExperiment
+from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.report import Cell, Report
 from shared.actions import ActionTable
 from shared.storage import migrate
@@ -37,13 +38,12 @@ class _Desk:
     """What every command here works with."""
 
     database: Database
-    registry: Any
+    registry: ExperimentStore
     known: dict[str, metrics.Metric]
     actions: ActionTable
 
     def load(self, key: str) -> RegisteredExperiment:
-        found: RegisteredExperiment = self.registry.get(key).registered
-        return found
+        return self.registry.get(key).registered
 
     def report(self, key: str) -> Report:
         return report(self.database, self.load(key), _now_us(), known=self.known, actions=self.actions)
@@ -54,7 +54,7 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
     """All experiments, newest first."""
     with _desk(ctx) as desk:
         found = [stored.registered for stored in desk.registry.list()]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "experiment": one.definition.key,
             "status": one.definition.status.value,
@@ -114,9 +114,6 @@ def _desk(ctx: typer.Context) -> Iterator[_Desk]:
     try:
         if migrate.pending(database):
             migrate.upgrade(database)
-        # Loaded when it is needed: it brings the filter grammar along.
-        from services.recommender.experiments.registry.store import ExperimentStore  # noqa: PLC0415
-
         known = metrics.load(settings.home / metrics.FILE)
         yield _Desk(database, ExperimentStore(database, settings.data), known, ActionTable.from_schema(settings.data))
     finally:

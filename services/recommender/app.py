@@ -11,7 +11,15 @@ from fastapi import FastAPI
 from services.inference.client import InferenceClient
 from services.recommender import wiring
 from services.recommender.experiments.dashboard import pages
-from services.recommender.routes import browse, experiment_results, experiments, forward, rank, recommend, recommendations
+from services.recommender.routes import (
+    browse,
+    experiment_results,
+    experiments,
+    forward,
+    rank,
+    recommend,
+    recommendations,
+)
 from services.recommender.routes.arrival import ArrivalMiddleware
 from services.recommender.serving.readiness import ReadinessBoard
 from shared.observability.metrics import Metrics
@@ -21,7 +29,14 @@ from shared.web.app import Lifespan, create_app
 
 TITLE = "SilkRec recommender"
 SERVICE = "recommender"
-ROUTERS = (recommend.router, rank.router, browse.router, recommendations.router, experiments.router, experiment_results.router)
+ROUTERS = (
+    recommend.router,
+    rank.router,
+    browse.router,
+    recommendations.router,
+    experiments.router,
+    experiment_results.router,
+)
 
 
 def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAPI:
@@ -38,7 +53,8 @@ def build(loaded: Loaded, *, inference: InferenceClient | None = None) -> FastAP
 
 
 def assemble(settings: Settings, *, metrics: Metrics, board: ReadinessBoard, lifespan: Lifespan) -> FastAPI:
-    """The application around any `lifespan` that yields `settings`, `keys` and `desk` (`dashboard` for its pages, and `forwarder`)."""
+    """The application around any `lifespan` that yields `settings`, `keys` and `desk`, `dashboard` for the pages, and
+    `forwarder`."""
     app = create_app(
         title=TITLE,
         lifespan=lifespan,

@@ -16,8 +16,8 @@ from services.features.reader import FeatureReader
 from services.inference.client import EngineControl, GrpcInferenceClient, InferenceClient
 from services.recommender.catalogue import Catalogue
 from services.recommender.components.hydrators.user_features import UserFeaturesHydrator
-from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
+from services.recommender.experiments_wiring import ExperimentDoors, experiment_doors
 from services.recommender.journal import Journal
 from services.recommender.metrics import JournalMetrics, ServingMetrics, SlateMetrics
 from services.recommender.pipeline_wiring import recommend_pipeline
@@ -133,7 +133,16 @@ async def opened(
             builder.filter,
         )
         desk = Desk(settings.recommender, builder, holder, server, frozen, journal, tasks, enroller)
-        board.pin(loaded=followers.loaded, dependencies=lambda: _dependencies(followers, journal, tasks))
+        doors = experiment_doors(
+            settings,
+            database=stores.database,
+            redis=stores.redis_write,
+            reader=stores.reader,
+            holder=holder,
+            stack=stack,
+        )
+        doors.start(tasks)
+        board.pin(loaded=followers.loaded, dependencies=lambda: _dependencies(followers, journal, doors, tasks))
         tasks.spawn("warm-up", _warm(followers, desk, board))
         state: dict[str, Any] = {
             "settings": settings,
@@ -147,7 +156,7 @@ async def opened(
             "keys": stores.keys,
             "metrics": metrics,
             "desk": desk,
-            "experiments": ExperimentStore(stores.database, settings.data),
+            **doors.state,
         }
         if settings.recommender.features_url:
             state["forwarder"] = Forwarder(settings.recommender.features_url)
@@ -242,7 +251,9 @@ async def _warm(followers: _Followers, desk: Desk, board: ReadinessBoard) -> Non
     board.warm()
 
 
-def _dependencies(followers: _Followers, journal: Journal, tasks: TaskOwner) -> Mapping[str, str]:
+def _dependencies(
+    followers: _Followers, journal: Journal, doors: ExperimentDoors, tasks: TaskOwner
+) -> Mapping[str, str]:
     known = {
         "database": followers.releases.database_status,
         "redis": followers.dependencies.redis,
@@ -252,5 +263,6 @@ def _dependencies(followers: _Followers, journal: Journal, tasks: TaskOwner) -> 
         "popular": followers.popular.status,
         "experiments": followers.experiments.status,
         "journal": journal.status,
+        **doors.status(),
     }
     return {**known, **{f"task {name}": "given up; restart the process" for name in sorted(tasks.dead)}}

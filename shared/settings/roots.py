@@ -126,6 +126,12 @@ class RecommenderSettings(Group):
     last_good_ttl_s: int = Field(3600, ge=10)
     max_body_bytes: int = Field(256 * 1024, ge=1024)
     dashboard: DashboardSettings = DashboardSettings()
+    analysis_interval_s: float = Field(
+        60.0,
+        ge=0,
+        description="how often results of running experiments are brought up to date; 0: never, run "
+        "`silkrec experiments build KEY` instead, on a machine that serves nobody",
+    )
 
 
 class FeaturesSettings(Group):

@@ -1,7 +1,7 @@
 """Keeps the aggregates of what runs no older than a minute: a background task of the recommender.
 
-Several recommenders may try at once; a key in Redis lets one of them. When Redis is away all build: a day built twice is
-the same day, so the key saves work and guards nothing.
+Several recommenders may try at once; a key in Redis lets one of them. When Redis is away all build: a day built twice
+is the same day, so the key saves work and guards nothing.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from services.features.reader import FeatureReader
 from services.recommender.catalogue import Catalogue
 from services.recommender.domain import source_names
-from services.recommender.experiments.enrolling import SIMULATED
 from services.recommender.experiments.dashboard.ports import HistoryEvent, NotShown, SlateRow, UserPage
+from services.recommender.experiments.enrolling import SIMULATED
 from services.recommender.journal import ServedSlate
 from services.recommender.journal.database import load_slate
 from shared.actions import ActionTable
