@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.e2e.browser import chromium
 from tests.e2e.suite import Suite, fill, serve_all, train_and_promote
-from tests.servers import MariaDB, RedisServer
+from tests.servers import MariaDB, Missing, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,18 @@ def suite(
         fill(running)
         train_and_promote(running)
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    opened = chromium()
+    try:
+        running = opened.__enter__()
+    except Missing as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+    try:
+        yield running
+    finally:
+        opened.__exit__(None, None, None)

@@ -30,7 +30,11 @@ READY_S, CHANGE_S, STOP_S = 90.0, 60.0, 30.0
 DEADLINE_MS = 400
 _DECLARED = {
     "scenes": {"home": {"weights": {"click": 1.0, "purchase": 2.0}, "hide_seen": False}},
-    "event_types": {"click": {"code": 2, "marks_seen": False}, "purchase": {"code": 5, "popularity": 2.0}},
+    "event_types": {
+        "impression": {"code": 1, "in_history": False, "marks_seen": False, "sentiment": "neutral", "popularity": 0.0},
+        "click": {"code": 2, "marks_seen": False},
+        "purchase": {"code": 5, "popularity": 2.0},
+    },
     "item_fields": {"brand": {"type": "string", "feature": True}},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.dashboard_app import FakePort, application
-from tests.e2e.browser import Watched, chromium
+from tests.e2e.browser import Watched
 from tests.http_server import listening
-from tests.servers import Missing
 
 pytestmark = pytest.mark.e2e
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 780}, "is_mobile": True, "has_touch": True}
@@ -34,21 +32,6 @@ PAGES = {
     "user": "/dashboard/users/ann",
     "error": "/dashboard/experiments/nowhere",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    opened = chromium()
-    try:
-        running = opened.__enter__()
-    except Missing as missing:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(missing))
-    try:
-        yield running
-    finally:
-        opened.__exit__(None, None, None)
 
 
 @pytest.fixture
