@@ -66,7 +66,8 @@ def test_two_diversity_settings_from_creation_to_shipping_with_the_true_effect_i
         suite.silkrec("experiments", "build", KEY)
         found = suite.http.get(f"/v1/experiments/{KEY}/results").json()
         # u1 looked too, before the simulation.
-        return sum(one["units"] for one in found["variants"]) == sum(served.values()) + 1
+        units: int = sum(one["units"] for one in found["variants"])
+        return units == sum(served.values()) + 1
 
     until(counted, "every exposure in the results")
     found = suite.http.get(f"/v1/experiments/{KEY}/results").json()
