@@ -67,7 +67,7 @@ def test_two_diversity_settings_from_creation_to_shipping_with_the_true_effect_i
         found = suite.http.get(f"/v1/experiments/{KEY}/results").json()
         # u1 looked too, before the simulation.
         units: int = sum(one["units"] for one in found["variants"])
-        return units == sum(served.values()) + 1
+        return bool(units == sum(served.values()) + 1)
 
     until(counted, "every exposure in the results")
     found = suite.http.get(f"/v1/experiments/{KEY}/results").json()
