@@ -2,7 +2,7 @@
 
 Due are days never built, the last one built, which was not over yet, the two days before it (exposures may come late
 from a journal), and every day that new events fell on, however old: event numbers only grow, so those after the last
-build's newest are all there is to look at. Killed between days, the next run goes on; a day built twice is the same day.
+build's newest are all there is to look at. Killed between days, the next run goes on; a day built twice is the same.
 Days that only lie after a late event keep their cumulative rows as they were known then; the newest day's are complete.
 """
 
