@@ -74,6 +74,13 @@ def in_order(connection: Connection, query: Select[Any]) -> Select[Any]:
     return query if is_sqlite(connection) else query.prefix_with("STRAIGHT_JOIN")
 
 
+def by_index(connection: Connection, query: Select[Any], table: Table, index: str) -> Select[Any]:
+    """MariaDB prefers the key's first columns, and so all exposures of an experiment, for those of one day."""
+    if is_sqlite(connection):
+        return query
+    return query.with_hint(table, f"FORCE INDEX ({index})", connection.dialect.name)
+
+
 def whole_days(connection: Connection, span_us: ColumnElement[int]) -> ColumnElement[int]:
     """`FLOOR(a / b)` of MySQL rounds the quotient to four places first: four seconds before midnight are a day."""
     return span_us.op("/" if is_sqlite(connection) else "DIV", precedence=9)(DAY_US)
