@@ -20,7 +20,9 @@ from shared.storage.database import Database
 from shared.storage.tables import (
     deletions,
     events,
+    experiment_excluded_units,
     experiment_slates,
+    experiment_unit_days,
     exposures,
     feedback,
     models,
@@ -127,6 +129,7 @@ def subject_keys(connection: Connection, deletion: Deletion) -> list[str]:
 def remove_rows(database: Database, user_key: str, stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
     """Deletes everything that happened to this user; counts by table. Blocking. `stop`: asked between chunks."""
     removed = {"events": 0, "feedback": 0, "recommendations": 0, "exposures": 0, "experiment_slates": 0}
+    removed["experiment_unit_days"] = _remove_analysed(database, user_key, stop)
     removed["events"] = _remove(database, events, events.c.event_seq, user_key, stop)
     removed["recommendations"] = _remove_recommendations(database, user_key, stop)
     removed["experiment_slates"] = _remove_units(database, experiment_slates, user_key, stop)
@@ -165,6 +168,24 @@ def _remove_units(database: Database, table: Table, user_key: str, stop: Callabl
                 total += connection.execute(delete(table).where(tuple_(*key).in_(page))).rowcount
         if len(page) < CHUNK_ROWS // 10:
             break
+    return total
+
+
+def _remove_analysed(database: Database, user_key: str, stop: Callable[[], bool]) -> int:
+    """What analyses keep a unit. Their keys begin with experiment and phase, and the exposures, which go last, say
+    which; sums over units stay, as nobody can be read out of them."""
+    total = 0
+    met = select(exposures.c.experiment, exposures.c.phase).where(exposures.c.unit == user_key).distinct()
+    with database.read() as connection:
+        pairs = connection.execute(met).all()
+    for experiment, phase in pairs:
+        if stop():
+            break
+        with database.write() as connection:
+            for table in (experiment_unit_days, experiment_excluded_units):
+                columns = table.c
+                mine = (columns.experiment == experiment, columns.phase == phase, columns.unit == user_key)
+                total += connection.execute(delete(table).where(*mine)).rowcount
     return total
 
 

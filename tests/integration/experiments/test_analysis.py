@@ -252,14 +252,16 @@ def test_units_exposed_after_their_variant_was_killed_are_a_leak(database: Datab
         one.definition, variants=(*one.definition.variants[:1], replace(one.definition.variants[1], killed=True))
     )
     when = start_us(FIRST_DAY + 2, zone_of(ZONE))
-    found = report(
-        database,
-        replace(one, definition=killed),
-        now_us(),
-        known=KNOWN,
-        actions=ACTIONS,
-        killed_at_us={TREATMENT: when},
-    )
+    with database.write() as connection:
+        write_audit(
+            connection,
+            one.definition.key,
+            at_us=when,
+            actor="ann",
+            action="kill_variant",
+            detail={"variant": TREATMENT},
+        )
+    found = report(database, replace(one, definition=killed), now_us(), known=KNOWN, actions=ACTIONS)
     assert AlarmCode.LEAK in [alarm.code for alarm in found.alarms]
 
 

@@ -23,7 +23,9 @@ from shared.storage import redis as redis_factory
 from shared.storage.database import Database
 from shared.storage.tables import (
     events,
+    experiment_excluded_units,
     experiment_slates,
+    experiment_unit_days,
     exposures,
     feedback,
     items,
@@ -183,7 +185,7 @@ def add_slate(database: Database, user_key: str, recommendation_id: str, *item_i
 
 
 def add_exposure(database: Database, unit: str, *recommendation_ids: str, day: int = 0) -> None:
-    """One, and a row a slate."""
+    """One, a row a slate, and what an analysis keeps of the unit."""
     met = {"experiment": "mmr", "phase": 0, "unit": unit, "variant": "diverse"}
     at_us = day * 86_400_000_000
     slate = {"served_at_us": at_us, "served_day": day, "took_us": 1, "items": 1, "rung": "model"}
@@ -191,6 +193,11 @@ def add_exposure(database: Database, unit: str, *recommendation_ids: str, day: i
         connection.execute(
             exposures.insert().values(**met, first_at_us=at_us, first_day=day, segment="", simulated=False)
         )
+        days = {name: met[name] for name in ("experiment", "phase", "unit")}
+        connection.execute(
+            experiment_unit_days.insert().values(**days, day=day, action=-1, age=0, events=1, value=0.0, seen=1)
+        )
+        connection.execute(experiment_excluded_units.insert().values(**days))
         for name in recommendation_ids:
             row = {**met, **slate, "recommendation_id": name, "degraded": False, "failed": False}
             connection.execute(experiment_slates.insert().values(**row))

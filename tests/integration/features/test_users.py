@@ -17,7 +17,9 @@ from shared.storage.database import Database
 from shared.storage.tables import (
     deletions,
     events,
+    experiment_excluded_units,
     experiment_slates,
+    experiment_unit_days,
     exposures,
     feedback,
     models,
@@ -289,7 +291,7 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
             "models": "named",
         }
         removed = {"users": 1, "events": 3, "feedback": 1, "recommendations": 1}
-        removed |= {"exposures": 1, "experiment_slates": 2}
+        removed |= {"exposures": 1, "experiment_slates": 2, "experiment_unit_days": 2}
         assert receipt["receipts"]["mysql"]["removed"] == removed
         assert receipt["receipts"]["models"]["models"] == ["m1"]
         for table in (users, events, feedback, recommendations):
@@ -298,8 +300,9 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
         view = await parts.reader.user("u:ann", timeout_s=5)
         assert (len(view.history.rows), dict(view.properties)) == (0, {})
         with database.read() as connection:
-            left = [list(connection.scalars(select(table.c.unit))) for table in (exposures, experiment_slates)]
-        assert left == [["u:bob"], ["u:bob"]]
+            kept = (exposures, experiment_slates, experiment_unit_days, experiment_excluded_units)
+            left = [list(connection.scalars(select(table.c.unit))) for table in kept]
+        assert left == [["u:bob"]] * 4
         assert await parts.redis.get("silkrec:sb1:u:ann") is None
         for key in (history_key("u:ann"), profile_key("u:ann")):
             assert await parts.redis.ttl(key) <= 60

@@ -17,6 +17,7 @@ from services.recommender.experiments.report import Report
 from shared.actions import ActionTable
 from shared.storage.database import Database
 from shared.storage.tables import (
+    experiment_audit,
     experiment_daily,
     experiment_excluded_units,
     experiment_item_daily,
@@ -24,6 +25,10 @@ from shared.storage.tables import (
     experiment_quality_daily,
     exposures,
 )
+
+KILL = "kill_variant"
+HEARD_US = 10_000_000
+"""Recommenders look for changes every second; a request and a slow database beside it."""
 
 
 def report(
@@ -33,15 +38,13 @@ def report(
     *,
     known: Mapping[str, Metric],
     actions: ActionTable,
-    killed_at_us: Mapping[str, int] | None = None,
     lost_slates: int = 0,
 ) -> Report:
-    """`killed_at_us` {variant: when}: units first exposed later are a leak. Raises DatabaseUnavailable,
-    ValidationFailed."""
+    """Raises DatabaseUnavailable, ValidationFailed."""
     scope = Scope.of(registered, known, actions, now_us)
     with database.read() as connection:
         found = read(connection, scope)
-        leaked = {name: _since(connection, scope, name, at) for name, at in (killed_at_us or {}).items()}
+        leaked = {name: _since(connection, scope, name, at) for name, at in _killed(connection, scope)}
     killed = {variant.key for variant in registered.definition.variants if variant.killed}
     running = registered.definition.status is Status.RUNNING
     counts = Counts(
@@ -108,6 +111,15 @@ def _items(connection: Connection, scope: Scope) -> dict[str, list[int]]:
 def _count(connection: Connection, scope: Scope) -> int:
     table = experiment_excluded_units
     return int(connection.scalar(select(func.count()).select_from(table).where(scope.mine(table))) or 0)
+
+
+def _killed(connection: Connection, scope: Scope) -> list[tuple[str, int]]:
+    """(variant, when) from the audit. Units exposed later are a leak, but for the seconds until everybody heard."""
+    table = experiment_audit.c
+    rows = connection.execute(
+        select(table.at_us, table.detail).where(table.experiment == scope.experiment, table.action == KILL)
+    )
+    return [(str(row.detail["variant"]), row.at_us + HEARD_US) for row in rows if "variant" in row.detail]
 
 
 def _since(connection: Connection, scope: Scope, variant: str, at_us: int) -> int:
