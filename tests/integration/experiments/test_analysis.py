@@ -13,6 +13,7 @@ from services.recommender.experiments.analysis.scope import Scope
 from services.recommender.experiments.assembly import Aggregates
 from services.recommender.experiments.local_days import start_us, zone_of
 from services.recommender.experiments.metrics import Metric
+from services.recommender.experiments.registry.sql import write_audit
 from services.recommender.experiments.report import AlarmCode, Decision
 from services.recommender.experiments.statistics.outliers import cap_at
 from shared.errors import DatabaseUnavailable

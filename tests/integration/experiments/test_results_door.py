@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from services.recommender.experiments.analysis.build import build
 from services.recommender.experiments.analysis.export import export
-from services.recommender.experiments.registered import RegisteredExperiment
+from services.recommender.experiments.registry.store import StoredExperiment
 from services.recommender.routes.experiment_results import router
 from shared.errors import NotFound
 from shared.observability.metrics import Metrics
@@ -33,10 +33,13 @@ pytestmark = pytest.mark.integration
 ADMIN = {"x-api-key": "sk_admin_x"}
 
 
-def load(key: str) -> RegisteredExperiment:
-    if key != "shelf":
-        raise NotFound(f"there is no experiment {key!a}")
-    return registered()
+class Registry:
+    """Knows the world's experiment."""
+
+    def get(self, key: str) -> StoredExperiment:
+        if key != "shelf":
+            raise NotFound(f"there is no experiment {key!a}")
+        return StoredExperiment(registered(), 1)
 
 
 @pytest.fixture
@@ -53,7 +56,13 @@ def app(database: Database) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        yield {"settings": settings, "keys": KEYS, "database": database, "experiment_loader": load}
+        yield {
+            "settings": settings,
+            "keys": KEYS,
+            "database": database,
+            "experiments": Registry(),
+            "team_metrics": KNOWN,
+        }
 
     made = create_app(
         title="results", lifespan=lifespan, settings=settings, service="recommender", metrics=Metrics("recommender"),
