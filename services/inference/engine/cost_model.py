@@ -53,6 +53,16 @@ class Load:
             self.pairs + attended,
         )
 
+    def __add__(self, other: Load) -> Load:
+        """Both, in one batch."""
+        return Load(
+            self.requests + other.requests,
+            self.rows + other.rows,
+            self.cached + other.cached,
+            self.candidates + other.candidates,
+            self.pairs + other.pairs,
+        )
+
 
 class CostModel:
     """Not thread-safe; the executor observes and predicts under its lock."""
