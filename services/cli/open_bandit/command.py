@@ -15,8 +15,11 @@ from rich.table import Table
 from services.cli.context import load, opened, say_json
 from services.cli.open_bandit.sample import PACKAGE, TERMS
 from services.cli.open_bandit.store import import_arms
+from services.recommender.experiments import metrics
+from services.recommender.experiments.analysis.build import build
 from services.recommender.experiments.open_bandit.evaluation import Evaluation, evaluate
 from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy, read_log
+from services.recommender.experiments.registry.store import ExperimentStore
 from shared.actions import ActionTable
 from shared.settings.load import Loaded
 
@@ -56,12 +59,18 @@ def import_(
             now_us=time.time_ns() // 1000,
             advance=lambda rows: bar.advance(task, rows),
         )
+        bar.update(task, description="aggregates")
+        # Nobody else builds what stopped years ago.
+        registered = ExperimentStore(database, loaded.settings.data).get(done.experiment).registered
+        known = metrics.load(loaded.settings.home / metrics.FILE)
+        build(database, registered, time.time_ns() // 1000, known=known, actions=actions)
     if as_json:
         say_json({name: getattr(done, name) for name in done.__slots__})
         return
     typer.echo(
         f"{done.experiment}: {done.rows:,} impressions and {done.clicks:,} clicks; {done.new_exposures:,} exposures "
-        f"and {done.new_events:,} events are new. Each impression is a unit of its own: the sample names no users."
+        f"and {done.new_events:,} events are new. Each impression is a unit of its own: the sample names no users. "
+        f"Results: silkrec experiments results {done.experiment}, or the dashboard."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,16 @@ from sqlalchemy import Connection, Table, func, select, update
 from sqlalchemy.dialects import mysql, sqlite
 
 from services.features.items.allocate import ensure_items, raise_catalogue
-from services.features.users.sql import upsert
 from services.recommender.experiments.open_bandit.arms import item_id, key_of, registered, rows_of
 from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy
 from services.recommender.experiments.registered import RegisteredExperiment
+from services.recommender.experiments.registry.document import dump
+from services.recommender.experiments.registry.sql import EXPERIMENTS, raise_counter, write_audit
 from shared.actions import ActionTable
 from shared.errors import Conflict, ValidationFailed
 from shared.storage.database import Database
 from shared.storage.tables import (
-    counters,
     events,
-    experiment_audit,
     experiment_slates,
     experiments,
     exposures,
@@ -34,10 +33,7 @@ from shared.storage.tables import (
 )
 
 CHUNK = 2_000
-FORMAT = 1
-EXPERIMENTS = "experiments"
 ACTOR = "silkrec open-bandit import"
-Document = Callable[[RegisteredExperiment], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +47,6 @@ class Imported:
     new_events: int
 
 
-def document_of(found: RegisteredExperiment) -> dict[str, Any]:
-    """As `experiments.document` holds it, format 1."""
-    definition = found.definition
-    return {
-        "format": FORMAT,
-        "key": definition.key,
-        "owner": found.owner,
-        "hypothesis": found.hypothesis,
-        "variants": [
-            {"key": one.key, "weight": one.weight, "settings": dict(one.settings)} for one in definition.variants
-        ],
-        "plan": {**asdict(found.plan), "secondary": list(found.plan.secondary)},
-        "unit": definition.unit,
-        "time_zone": found.time_zone,
-        "currency": found.currency,
-        "phase": definition.phase,
-        "first_open_phase": definition.first_open_phase,
-        "killed": [],
-    }
-
-
 def import_arms(
     database: Database,
     actions: ActionTable,
@@ -79,13 +54,12 @@ def import_arms(
     logs: dict[Policy, BanditLog],
     *,
     now_us: int,
-    document: Document = document_of,
     advance: Callable[[int], None] = lambda _rows: None,
 ) -> Imported:
     """`logs`: the control first. `advance` hears of rows done. Raises Conflict when the key is somebody else's
     experiment, ValidationFailed when the shop declares no impressions or clicks."""
     impression, click = (_code(actions, name) for name in ("impression", "click"))
-    database.transact(lambda connection: _put_experiment(connection, registered(campaign, logs), document, now_us))
+    database.transact(lambda connection: _put_experiment(connection, registered(campaign, logs), now_us))
     count = 1 + max(int(log.item.max()) for log in logs.values())
     ids = [item_id(campaign, item) for item in range(count)]
     index = database.transact(lambda connection: _put_items(connection, ids, now_us))
@@ -112,20 +86,19 @@ def _code(actions: ActionTable, name: str) -> int:
     return found.code
 
 
-def _put_experiment(connection: Connection, found: RegisteredExperiment, document: Document, now_us: int) -> None:
-    key, content = found.definition.key, dict(document(found))
+def _put_experiment(connection: Connection, found: RegisteredExperiment, now_us: int) -> None:
+    key = found.definition.key
+    revision = raise_counter(connection, EXPERIMENTS)  # the lock of all who write experiments
     row = connection.execute(select(experiments.c.document).where(experiments.c.experiment == key)).first()
     if row is not None:
         if row.document.get("owner") != found.owner:
             raise Conflict(f"there is an experiment {key!r} that the import did not make; it is left as it is")
         return
-    upsert(connection, counters, [{"name": EXPERIMENTS, "value": 1}], lambda _: {"value": counters.c.value + 1})
-    revision = connection.scalar(select(counters.c.value).where(counters.c.name == EXPERIMENTS))
     connection.execute(
         experiments.insert().values(
             experiment=key,
             status=str(found.definition.status),
-            document=content,
+            document=dump(found),
             revision=revision,
             created_at_us=found.created_at_us,
             updated_at_us=found.updated_at_us,
@@ -133,9 +106,7 @@ def _put_experiment(connection: Connection, found: RegisteredExperiment, documen
             stopped_at_us=found.stopped_at_us,
         )
     )
-    connection.execute(
-        experiment_audit.insert().values(experiment=key, at_us=now_us, actor=ACTOR, action="import", detail={})
-    )
+    write_audit(connection, key, at_us=now_us, actor=ACTOR, action="import", detail={})
 
 
 def _put_items(connection: Connection, ids: Sequence[str], now_us: int) -> dict[str, int]:

@@ -10,7 +10,9 @@ from sqlalchemy import Table, func, select, update
 
 from services.cli.open_bandit import store
 from services.cli.open_bandit.store import Imported, import_arms
+from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy
+from services.recommender.experiments.registry.store import ExperimentStore
 from shared.actions import ActionTable
 from shared.errors import Conflict, SilkrecError, ValidationFailed
 from shared.schema import EventType, Scene, Schema
@@ -28,7 +30,8 @@ from shared.storage.tables import (
 from tests.unit.experiments.bandit_logs import GREEDY, ITEMS, UNIFORM, drawn
 
 pytestmark = pytest.mark.integration
-ACTIONS = ActionTable.from_schema(Schema())
+SCHEMA = Schema()
+ACTIONS = ActionTable.from_schema(SCHEMA)
 LOGS = {Policy.RANDOM: drawn(UNIFORM, 150, 1), Policy.BTS: drawn(GREEDY, 120, 2)}
 CLICKS = sum(int(log.click.sum()) for log in LOGS.values())
 
@@ -60,8 +63,10 @@ def test_an_import_is_an_experiment_of_two_arms_and_changes_nothing_that_is_serv
         ).all()
         hidden = set(connection.scalars(select(items.c.is_hidden)))
         audit = connection.execute(select(experiment_audit)).one()
-    assert (row.status, row.document["format"]) == ("stopped", 1)
-    assert [one["key"] for one in row.document["variants"]] == ["random", "bts"]
+    listed = ExperimentStore(database, SCHEMA).list()
+    assert [one.registered.definition.key for one in listed] == [row.experiment]
+    assert listed[0].status is Status.STOPPED
+    assert [one.key for one in listed[0].registered.definition.variants] == ["random", "bts"]
     assert {row.variant: row.clicks for row in counted} == {
         str(policy): int(log.click.sum()) for policy, log in LOGS.items()
     }
