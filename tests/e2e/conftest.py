@@ -24,8 +24,9 @@ def suite(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one file, and no longer: while it is open, its event loop runs in this thread and no other can."""
     opened = chromium()
     try:
         running = opened.__enter__()
