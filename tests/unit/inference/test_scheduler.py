@@ -139,11 +139,18 @@ def test_a_second_request_that_cannot_wait_takes_what_is_left_of_the_first_ones_
 
 
 def test_a_request_is_turned_away_when_those_before_it_leave_it_no_time() -> None:
-    scheduler = scheduler_with(*(ticket(0.02, candidates=200) for _ in range(4)))
-    with pytest.raises(Overloaded, match="4 requests"):
+    scheduler = scheduler_with(*(ticket(0.04, candidates=200) for _ in range(8)))
+    with pytest.raises(Overloaded, match="8 requests"):
         scheduler.submit(ticket(0.01, candidates=200))
     scheduler.submit(ticket(0.04, candidates=200))
-    assert len(scheduler) == 5
+    assert len(scheduler) == 9
+
+
+def test_behind_a_few_long_requests_nobody_is_turned_away() -> None:
+    scheduler = scheduler_with(*(ticket(1.0, candidates=1000) for _ in range(7)))
+    scheduler.submit(ticket(0.02, candidates=0))
+    assert len(scheduler) == 8
+    assert not scheduler.is_full(0.02)
 
 
 def test_an_urgent_request_is_not_turned_away_for_those_that_it_goes_before() -> None:
@@ -153,10 +160,11 @@ def test_an_urgent_request_is_not_turned_away_for_those_that_it_goes_before() ->
 
 
 def test_the_door_is_seen_full_until_a_batch_made_room() -> None:
-    scheduler = scheduler_with(*(ticket(0.1, candidates=1000) for _ in range(3)))
+    scheduler = scheduler_with(*(ticket(1.0, candidates=1000) for _ in range(9)))
     assert scheduler.is_full(0.02)
-    assert not scheduler.is_full(0.1)
-    scheduler.next(0.0)
+    assert not scheduler.is_full(1.0)
+    while len(scheduler) >= 8:
+        scheduler.next(0.0)
     assert not scheduler.is_full(0.02)
 
 
