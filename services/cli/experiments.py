@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from rich.table import Table
 from services.cli.context import load, say_json
 from services.recommender.experiments import metrics, report_text
 from services.recommender.experiments.analysis import export as exporting
-from services.recommender.experiments.analysis.build import build as build_aggregates
-from services.recommender.experiments.analysis.results import report
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.local_days import iso
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
@@ -39,14 +37,10 @@ class _Desk:
 
     database: Database
     registry: ExperimentStore
-    known: dict[str, metrics.Metric]
-    actions: ActionTable
+    results: Results
 
     def load(self, key: str) -> RegisteredExperiment:
         return self.registry.get(key).registered
-
-    def report(self, key: str) -> Report:
-        return report(self.database, self.load(key), _now_us(), known=self.known, actions=self.actions)
 
 
 @app.command("list")
@@ -77,7 +71,7 @@ def list_(ctx: typer.Context, as_json: AsJson = False) -> None:
 def results(ctx: typer.Context, key: Key, as_json: AsJson = False) -> None:
     """What the data says: variants, lifts with intervals, alarms, the conclusion."""
     with _desk(ctx) as desk:
-        found = desk.report(key)
+        found = desk.results.of(key)
     if as_json:
         say_json(report_text.as_dict(found))
         return
@@ -88,7 +82,7 @@ def results(ctx: typer.Context, key: Key, as_json: AsJson = False) -> None:
 def build(ctx: typer.Context, key: Key, as_json: AsJson = False) -> None:
     """Brings the aggregates up to date. Run it daily; a second run is harmless."""
     with _desk(ctx) as desk:
-        done = build_aggregates(desk.database, desk.load(key), _now_us(), known=desk.known, actions=desk.actions)
+        done = desk.results.build(desk.load(key))
     days = [iso(day) for day in done.days]
     if as_json:
         say_json({"experiment": key, "days": days, "seconds": round(done.seconds, 3)})
@@ -115,13 +109,10 @@ def _desk(ctx: typer.Context) -> Iterator[_Desk]:
         if migrate.pending(database):
             migrate.upgrade(database)
         known = metrics.load(settings.home / metrics.FILE)
-        yield _Desk(database, ExperimentStore(database, settings.data), known, ActionTable.from_schema(settings.data))
+        registry = ExperimentStore(database, settings.data)
+        yield _Desk(database, registry, Results(database, registry, known, ActionTable.from_schema(settings.data)))
     finally:
         database.close()
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _print(found: Report, console: Console) -> None:

@@ -23,7 +23,6 @@ from rich.table import Table
 from sqlalchemy import Connection, select
 
 from services.cli.context import Options, load, opened, say_json
-from services.features.users.sql import upsert
 from services.recommender.retrieval.index import RetrievalIndex
 from services.recommender.retrieval.registry import register
 from shared.actions import ActionTable
@@ -33,6 +32,7 @@ from shared.settings.load import Loaded, flatten, load_settings
 from shared.settings.roots import Settings
 from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore, new_version
+from shared.storage.statements import upsert
 from shared.storage.tables import counters
 from shared.storage.tables import deployments as deployments_table
 

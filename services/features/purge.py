@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from prometheus_client import Counter
-from sqlalchemy import Column, Connection, Table, delete, func, select, tuple_
+from sqlalchemy import Column, Connection, Table, delete, func, select
 
 from shared.errors import DatabaseUnavailable
 from shared.observability.logging import get_logger
@@ -20,6 +20,7 @@ from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import FeaturesSettings
 from shared.storage.database import Database
+from shared.storage.statements import delete_rows
 from shared.storage.tables import (
     events,
     experiment_slates,
@@ -73,10 +74,7 @@ def _purge_days(connection: Connection, table: Table, day: Column[int], before_d
     """Deletes up to `chunk_rows` of the oldest rows; fewer than that: there are no more."""
     key = list(table.primary_key)
     keys = connection.execute(select(*key).where(day < before_day).order_by(day).limit(chunk_rows)).all()
-    if not keys:
-        return 0
-    chosen = tuple_(*key).in_([tuple(row) for row in keys]) if len(key) > 1 else key[0].in_([row[0] for row in keys])
-    return connection.execute(delete(table).where(chosen)).rowcount
+    return delete_rows(connection, table, keys)
 
 
 def purge_late_slates(connection: Connection, since_us: int, chunk_rows: int = CHUNK_ROWS) -> int:
@@ -111,8 +109,7 @@ def _purge_late(connection: Connection, table: Table, at_us: Column[int], since_
         .where(user_state.c.deleted_at_us >= since_us, at_us <= user_state.c.deleted_at_us)
         .limit(chunk_rows)
     )
-    found = [tuple(row) for row in connection.execute(late)]
-    return connection.execute(delete(table).where(tuple_(*key).in_(found))).rowcount if found else 0
+    return delete_rows(connection, table, connection.execute(late).all())
 
 
 class Purge:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
 from services.recommender.experiments import metrics
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.analysis.follower import AnalysisFollower
 from services.recommender.experiments.dashboard.access.secret import session_secret
 from services.recommender.experiments.dashboard.access.sign_in import SignIn
@@ -59,13 +60,14 @@ def experiment_doors(
     known = metrics.load(settings.home / metrics.FILE)
     actions = ActionTable.from_schema(settings.data)
     store = ExperimentStore(database, settings.data)
+    results = Results(database, store, known, actions)
     person = Person(database, reader, lambda: holder.current().catalogue, actions)
     shown = settings.recommender.dashboard
     sign_in = SignIn(shown, session_secret(shown.secret, settings.state))
     state = {
         "experiments": store,
-        "team_metrics": known,
-        "dashboard": Dashboard(JoinedPort(database, store, known, actions, person), sign_in),
+        "results": results,
+        "dashboard": Dashboard(JoinedPort(database, store, results, person), sign_in),
     }
     interval_s = settings.recommender.analysis_interval_s
     if not interval_s:
@@ -78,4 +80,6 @@ def experiment_doors(
     def all_of_them() -> list[RegisteredExperiment]:
         return [stored.registered for stored in analysed.list()]
 
-    return ExperimentDoors(state, AnalysisFollower(analysis, redis, all_of_them, known, actions, interval_s))
+    return ExperimentDoors(
+        state, AnalysisFollower(Results(analysis, analysed, known, actions), redis, all_of_them, interval_s)
+    )

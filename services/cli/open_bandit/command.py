@@ -16,7 +16,7 @@ from services.cli.context import load, opened, say_json
 from services.cli.open_bandit.sample import PACKAGE, TERMS
 from services.cli.open_bandit.store import import_arms
 from services.recommender.experiments import metrics
-from services.recommender.experiments.analysis.build import build
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.open_bandit.evaluation import Evaluation, evaluate
 from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy, read_log
 from services.recommender.experiments.registry.store import ExperimentStore
@@ -61,9 +61,9 @@ def import_(
         )
         bar.update(task, description="aggregates")
         # Nobody else builds what stopped years ago.
-        registered = ExperimentStore(database, loaded.settings.data).get(done.experiment).registered
+        store = ExperimentStore(database, loaded.settings.data)
         known = metrics.load(loaded.settings.home / metrics.FILE)
-        build(database, registered, time.time_ns() // 1000, known=known, actions=actions)
+        Results(database, store, known, actions).build(store.get(done.experiment).registered)
     if as_json:
         say_json({name: getattr(done, name) for name in done.__slots__})
         return

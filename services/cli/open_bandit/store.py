@@ -7,23 +7,23 @@ items are hidden: the log of another shop must not change what this one serves.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, select, update
-from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy import Connection, func, select, update
 
 from services.features.items.allocate import ensure_items, raise_catalogue
 from services.recommender.experiments.open_bandit.arms import item_id, key_of, registered, rows_of
 from services.recommender.experiments.open_bandit.log import BanditLog, Campaign, Policy
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.document import dump
-from services.recommender.experiments.registry.sql import EXPERIMENTS, raise_counter, write_audit
+from services.recommender.experiments.registry.sql import EXPERIMENTS, write_audit
 from shared.actions import ActionTable
 from shared.errors import Conflict, ValidationFailed
 from shared.storage.database import Database
+from shared.storage.statements import insert_new, raise_counter
 from shared.storage.tables import (
     events,
     experiment_slates,
@@ -129,16 +129,7 @@ def _put_chunk(connection: Connection, chunk: Sequence[tuple[Row, Row, list[Row]
     met = connection.scalar(select(func.count()).select_from(exposures).where(same, exposures.c.unit.in_(units)))
     known = events.c.event_id.in_([row["event_id"] for row in told])
     had = connection.scalar(select(func.count()).select_from(events).where(known))
-    _insert_new(connection, exposures, exposed)
-    _insert_new(connection, experiment_slates, slates)
-    _insert_new(connection, events, told)
+    insert_new(connection, exposures, exposed)
+    insert_new(connection, experiment_slates, slates)
+    insert_new(connection, events, told)
     return len(exposed) - (met or 0), len(told) - (had or 0)
-
-
-def _insert_new(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Not INSERT IGNORE: on MySQL that would also cut values that do not fit."""
-    if connection.dialect.name == "sqlite":
-        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), list(rows))
-        return
-    same = table.c.event_id if table is events else table.c.experiment
-    connection.execute(mysql.insert(table).on_duplicate_key_update({same.name: same}), list(rows))

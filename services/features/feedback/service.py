@@ -14,10 +14,10 @@ from services.features.ingest.publisher import HistoryPublisher
 from services.features.ingest.rows import DAY_US, EventRow
 from services.features.ingest.writer import lock_users, write_events
 from services.features.items.allocate import ensure_items
-from services.features.users.sql import upsert
 from shared.actions import ActionTable
 from shared.errors import Conflict
 from shared.storage.database import Database
+from shared.storage.statements import upsert
 from shared.storage.tables import events, feedback, item_daily, items, user_state
 
 

@@ -18,10 +18,10 @@ from services.features.ingest.rows import EventRow, Outcome, WriteResult
 from services.features.items.allocate import ensure_items
 from services.features.online.store import Addition
 from services.features.reading.history import MICROSECONDS, history_codes
-from services.features.users.sql import upsert
 from shared.actions import ActionTable
 from shared.errors import Overloaded
 from shared.storage.database import Database
+from shared.storage.statements import upsert
 from shared.storage.tables import events, item_daily, user_state
 
 # SQLite takes 32,766 parameters a statement, and MySQL's optimiser ranges of this many.

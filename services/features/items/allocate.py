@@ -18,8 +18,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from services.features.users.sql import upsert
-from shared.storage.tables import counters, items
+from shared.storage.statements import raise_counter
+from shared.storage.tables import items
 
 CATALOGUE = "catalogue"
 # SQLite takes 32,766 parameters a statement; MySQL's optimiser gives up its range estimate at much longer lists.
@@ -28,8 +28,7 @@ IDS_A_STATEMENT = 1000
 
 def raise_catalogue(connection: Connection) -> int:
     """The revision for everything this transaction changes in `items`. Call it before reading what will be changed."""
-    upsert(connection, counters, [{"name": CATALOGUE, "value": 1}], lambda _: {"value": counters.c.value + 1})
-    return int(connection.execute(select(counters.c.value).where(counters.c.name == CATALOGUE)).scalar_one())
+    return raise_counter(connection, CATALOGUE)
 
 
 def ensure_items(connection: Connection, item_ids: Sequence[str], *, now_us: int) -> dict[str, int]:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Row, literal, select
 from services.features.items.allocate import IDS_A_STATEMENT, allocate, raise_catalogue
 from services.features.items.content import ItemContent, ItemPatch
 from services.features.items.validation import check_content
-from services.features.users.sql import upsert
 from shared.errors import NotFound, ValidationFailed
+from shared.storage.statements import upsert
 from shared.storage.tables import items
 
 _COLUMNS = tuple(column for column in items.c if column.name != "embeddings")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, desc, select, tuple_, update
+from sqlalchemy import Column, Connection, delete, desc, select, update
 
 from services.features.users.merge import merged_visitors
-from services.features.users.sql import upsert
 from shared.errors import NotFound
 from shared.storage.database import Database
+from shared.storage.statements import delete_rows, upsert
 from shared.storage.tables import (
     deletions,
     events,
@@ -130,10 +130,10 @@ def remove_rows(database: Database, user_key: str, stop: Callable[[], bool] = la
     """Deletes everything that happened to this user; counts by table. Blocking. `stop`: asked between chunks."""
     removed = {"events": 0, "feedback": 0, "recommendations": 0, "exposures": 0, "experiment_slates": 0}
     removed["experiment_unit_days"] = _remove_analysed(database, user_key, stop)
-    removed["events"] = _remove(database, events, events.c.event_seq, user_key, stop)
+    removed["events"] = _remove(database, events.c.user_key, user_key, stop, CHUNK_ROWS)
     removed["recommendations"] = _remove_recommendations(database, user_key, stop)
-    removed["experiment_slates"] = _remove_units(database, experiment_slates, user_key, stop)
-    removed["exposures"] = _remove_units(database, exposures, user_key, stop)
+    removed["experiment_slates"] = _remove(database, experiment_slates.c.unit, user_key, stop)
+    removed["exposures"] = _remove(database, exposures.c.unit, user_key, stop)
     with database.write() as connection:
         removed["feedback"] = connection.execute(delete(feedback).where(feedback.c.user_key == user_key)).rowcount
     return removed
@@ -145,28 +145,17 @@ def models_before(connection: Connection, requested_at_us: int) -> list[str]:
     return list(connection.scalars(trained.order_by(desc(models.c.created_at_us)).limit(MODELS_NAMED)))
 
 
-def _remove(database: Database, table: Table, key: Any, user_key: str, stop: Callable[[], bool]) -> int:
-    total = 0
+def _remove(
+    database: Database, owner: Column[str], user_key: str, stop: Callable[[], bool], chunk_rows: int = CHUNK_ROWS // 10
+) -> int:
+    """From the table of `owner`, the column that says whose a row is."""
+    table, total = owner.table, 0
+    own = select(*table.primary_key).where(owner == user_key).limit(chunk_rows)
     while not stop():
         with database.write() as connection:
-            page = list(connection.scalars(select(key).where(table.c.user_key == user_key).limit(CHUNK_ROWS)))
-            if page:
-                total += connection.execute(delete(table).where(key.in_(page))).rowcount
-        if len(page) < CHUNK_ROWS:
-            break
-    return total
-
-
-def _remove_units(database: Database, table: Table, user_key: str, stop: Callable[[], bool]) -> int:
-    """Of the experiments' tables, whose keys are of several columns."""
-    key, total = list(table.primary_key), 0
-    while not stop():
-        with database.write() as connection:
-            own = select(*key).where(table.c.unit == user_key).limit(CHUNK_ROWS // 10)
-            page = [tuple(row) for row in connection.execute(own)]
-            if page:
-                total += connection.execute(delete(table).where(tuple_(*key).in_(page))).rowcount
-        if len(page) < CHUNK_ROWS // 10:
+            page = connection.execute(own).all()
+            total += delete_rows(connection, table, page)
+        if len(page) < chunk_rows:
             break
     return total
 

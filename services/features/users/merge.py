@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, and_, delete, or_, select, update
 
-from services.features.users.sql import upsert
 from shared.errors import Conflict
+from shared.storage.statements import upsert
 from shared.storage.tables import events, feedback, recommendations, user_state
 
 CHUNK_ROWS = 2000

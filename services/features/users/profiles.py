@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, null, select, update
 
-from services.features.users.sql import upsert
 from shared.errors import Conflict, NotFound
+from shared.storage.statements import upsert
 from shared.storage.tables import deletions, user_state, users
 
 _COLUMNS = (users.c.user_key, users.c.properties, users.c.segments, users.c.created_at_us, users.c.updated_at_us)

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Table, select
-from sqlalchemy.dialects import mysql, sqlite
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy import Connection, select
 
 from services.recommender.journal.experiments import put_experiments
 from services.recommender.journal.record import ServedSlate
+from shared.storage.statements import insert_new
 from shared.storage.tables import recommendation_items, recommendations, user_state
 
 
@@ -21,11 +20,8 @@ def put_slates(connection: Connection, slates: Sequence[ServedSlate]) -> int:
     deleted = _deleted_users(connection, {slate.user_key for slate in slates})
     kept = [slate for slate in slates if slate.served_at_us > deleted.get(slate.user_key, -1)]
     served = [slate for slate in kept if not slate.failed]
-    if served:
-        connection.execute(_insert_new(connection, recommendations), [_slate_row(slate) for slate in served])
-        items = [row for slate in served for row in _item_rows(slate)]
-        if items:
-            connection.execute(_insert_new(connection, recommendation_items), items)
+    insert_new(connection, recommendations, [_slate_row(slate) for slate in served])
+    insert_new(connection, recommendation_items, [row for slate in served for row in _item_rows(slate)])
     put_experiments(connection, kept)
     return len(slates) - len(kept)
 
@@ -66,14 +62,6 @@ def _deleted_users(connection: Connection, user_keys: Iterable[str]) -> dict[str
         user_state.c.user_key.in_(sorted(user_keys)), user_state.c.deleted_at_us.is_not(None)
     )
     return {row.user_key: row.deleted_at_us for row in connection.execute(query)}
-
-
-def _insert_new(connection: Connection, table: Table) -> Insert:
-    """Not INSERT IGNORE: on MySQL that would also cut values that do not fit."""
-    if connection.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    statement = mysql.insert(table)
-    return statement.on_duplicate_key_update(recommendation_id=table.c.recommendation_id)
 
 
 def _slate_row(slate: ServedSlate) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, case, func
 from sqlalchemy.dialects import mysql, sqlite
 
 from services.recommender.journal.record import US_PER_DAY, ServedSlate
+from shared.storage.statements import insert_new
 from shared.storage.tables import experiment_slates, exposures
 
 _KEY = ("experiment", "phase", "unit", "variant")
@@ -19,14 +20,7 @@ _SMALL = 32_767
 def put_experiments(connection: Connection, slates: Sequence[ServedSlate]) -> None:
     """The caller owns the transaction: a slate and its exposure are both there or neither is."""
     _put_exposures(connection, slates)
-    rows = [row for slate in slates for row in _slate_rows(slate)]
-    if not rows:
-        return
-    if connection.dialect.name == "sqlite":
-        connection.execute(sqlite.insert(experiment_slates).on_conflict_do_nothing(), rows)
-        return
-    same = {"recommendation_id": experiment_slates.c.recommendation_id}
-    connection.execute(mysql.insert(experiment_slates).on_duplicate_key_update(same), rows)
+    insert_new(connection, experiment_slates, [row for slate in slates for row in _slate_rows(slate)])
 
 
 def _put_exposures(connection: Connection, slates: Sequence[ServedSlate]) -> None:

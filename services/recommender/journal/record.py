@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from services.recommender.domain import SlateItem, source_names
+
 RECORD_FORMAT = 2
 # Format 1 ends before `experiments`; a journal of the release before may wait on disk.
 _OLDER = {1: 15}
@@ -52,6 +54,26 @@ class ServedSlate:
     @property
     def served_day(self) -> int:
         return self.served_at_us // US_PER_DAY
+
+    def rows(self) -> list[SlateItem]:
+        """The items as whoever shows them needs them; scores and reasons are empty where the rung had none."""
+        document = self.request
+        sources, actions = document.get("sources", ()), document.get("actions", ())
+        scores, reasons = document.get("scores", ()), document.get("reasons", ())
+        columns = (self.item_index, self.score, self.propensity, self.source_bits)
+        columns_of_items = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
+        return [
+            SlateItem(
+                item_index=item_index,
+                position=position,
+                score=score,
+                scores=dict(zip(actions, scores[position], strict=False)) if position < len(scores) else {},
+                retrieve_ids=source_names(int(bits), sources),
+                reasons=tuple(reasons[position]) if position < len(reasons) else (),
+                propensity=propensity,
+            )
+            for position, (item_index, score, propensity, bits) in enumerate(columns_of_items)
+        ]
 
 
 _FIELDS = tuple(ServedSlate.__slots__)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field, ValidationError
 
+from services.recommender.catalogue.columns import format_time
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registry.document import KEY_PATTERN, ExperimentBody, Key, Strict, body_of
 from services.recommender.experiments.registry.store import AUDIT_ROWS, ExperimentStore, StoredExperiment
@@ -152,7 +152,8 @@ async def audit(
 ) -> Any:
     entries = await _run(request, lambda store: store.audit(key, limit))
     rows = [
-        {"at": _rfc3339(one.at_us), "actor": one.actor, "action": one.action, "detail": one.detail} for one in entries
+        {"at": format_time(one.at_us), "actor": one.actor, "action": one.action, "detail": one.detail}
+        for one in entries
     ]
     return {"items": rows}
 
@@ -193,12 +194,8 @@ def _answer(stored: StoredExperiment) -> dict[str, Any]:
         "phase": one.definition.phase,
         "killed": [variant.key for variant in one.definition.variants if variant.killed],
         "shipped": one.shipped,
-        "created_at": _rfc3339(one.created_at_us),
-        "updated_at": _rfc3339(one.updated_at_us),
-        "started_at": None if one.started_at_us is None else _rfc3339(one.started_at_us),
-        "stopped_at": None if one.stopped_at_us is None else _rfc3339(one.stopped_at_us),
+        "created_at": format_time(one.created_at_us),
+        "updated_at": format_time(one.updated_at_us),
+        "started_at": None if one.started_at_us is None else format_time(one.started_at_us),
+        "stopped_at": None if one.stopped_at_us is None else format_time(one.stopped_at_us),
     }
-
-
-def _rfc3339(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat().replace("+00:00", "Z")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, Field
 
 from services.recommender.catalogue import Catalogue
-from services.recommender.domain import source_names
+from services.recommender.catalogue.columns import format_time
 from services.recommender.journal import ServedSlate
 from services.recommender.routes.answers import AnswerItem, DegradedStage
 from services.recommender.routes.desk import Desk
@@ -62,7 +60,7 @@ async def served(request: Request, recommendation_id: RecommendationId) -> Respo
         "user_id": user_id,
         "visitor_id": visitor_id,
         "scene": slate.scene,
-        "served_at": _rfc3339(slate.served_at_us),
+        "served_at": format_time(slate.served_at_us),
         "items": _rows(slate, desk.holder.current().catalogue),
         "release": slate.release or None,
         "model_version": slate.model_version,
@@ -109,23 +107,18 @@ async def _find(desk: Desk, recommendation_id: str) -> ServedSlate:
 
 
 def _rows(slate: ServedSlate, catalogue: Catalogue) -> list[dict[str, Any]]:
-    document = slate.request
-    sources, actions = document.get("sources", ()), document.get("actions", ())
-    scores, reasons = document.get("scores", ()), document.get("reasons", ())
-    columns = (slate.item_index, slate.score, slate.propensity, slate.source_bits)
-    rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
     return [
         {
-            "item_id": _name(catalogue, item_index),
-            "position": position,
-            "score": score,
-            "scores": dict(zip(actions, scores[position], strict=False)) if position < len(scores) else {},
-            "retrieve_ids": source_names(int(bits), sources),
-            "reason": reasons[position] if position < len(reasons) else [],
-            "propensity": propensity,
+            "item_id": _name(catalogue, row.item_index),
+            "position": row.position,
+            "score": row.score,
+            "scores": row.scores,
+            "retrieve_ids": row.retrieve_ids,
+            "reason": row.reasons,
+            "propensity": row.propensity,
             "properties": {},
         }
-        for position, (item_index, score, propensity, bits) in enumerate(rows)
+        for row in slate.rows()
     ]
 
 
@@ -135,7 +128,3 @@ def _name(catalogue: Catalogue, item_index: int) -> str:
     except KeyError:
         message = "the catalogue is still being read; ask again in a second"
         raise DatabaseUnavailable(message, retry_after_s=1.0) from None
-
-
-def _rfc3339(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat().replace("+00:00", "Z")

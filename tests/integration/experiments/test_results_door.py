@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.recommender.experiments.analysis.build import build
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.analysis.export import export
 from services.recommender.experiments.registry.store import StoredExperiment
 from services.recommender.routes.experiment_results import router
@@ -56,13 +57,7 @@ def app(database: Database) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        yield {
-            "settings": settings,
-            "keys": KEYS,
-            "database": database,
-            "experiments": Registry(),
-            "team_metrics": KNOWN,
-        }
+        yield {"settings": settings, "keys": KEYS, "results": Results(database, Registry(), KNOWN, ACTIONS)}
 
     made = create_app(
         title="results", lifespan=lifespan, settings=settings, service="recommender", metrics=Metrics("recommender"),

@@ -6,6 +6,7 @@
     quality    what the slates were like: failures, latency, ILD, novelty, sampled items
     build      which days are due, one transaction a day
     results    aggregates to a Report
+    desk       a report or a build by an experiment's key
     export     sufficient statistics to Parquet
 
 Owns the `experiment_*` aggregate tables and no decision: that is `comparison` and `conclusion`, which are pure.

@@ -7,21 +7,17 @@ is the same day, so the key saves work and guards nothing.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.recommender.experiments.analysis.build import build
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.definitions import Status
-from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
-from shared.actions import ActionTable
 from shared.errors import SilkrecError
 from shared.observability.logging import get_logger
-from shared.storage.database import Database
 
 _log = get_logger(__name__)
 LOCK = "silkrec:exp1:build"
@@ -33,13 +29,12 @@ AFTER_STOP_US = 2 * 86_400_000_000
 
 @dataclass(slots=True)
 class AnalysisFollower:
-    """`experiments` lists all, blocking. `database` is one whose statements may take minutes. `status`: for /ready."""
+    """`experiments` lists all, blocking. The database of `results` is one whose statements may take minutes. `status`:
+    for /ready."""
 
-    database: Database
+    results: Results
     redis: Redis
     experiments: Callable[[], list[RegisteredExperiment]]
-    known: Mapping[str, Metric]
-    actions: ActionTable
     interval_s: float
     status: str = "starting"
     _failed: set[str] = field(default_factory=set)
@@ -54,7 +49,7 @@ class AnalysisFollower:
             self.status = "ok: another process builds"
             return
         try:
-            await self.database.run(self._build_all)
+            await self.results.database.run(self._build_all)
         except SilkrecError as error:
             self.status = f"cannot read experiments: {error.detail}"
         else:
@@ -63,12 +58,12 @@ class AnalysisFollower:
             await self._release()
 
     def _build_all(self) -> None:
-        now_us = time.time_ns() // 1000
+        now_us = self.results.now_us()
         wanted = [one for one in self.experiments() if _is_due(one, now_us)]
         for registered in wanted:
             key = registered.definition.key
             try:
-                build(self.database, registered, now_us, known=self.known, actions=self.actions)
+                self.results.build(registered)
             except SilkrecError as error:
                 # One experiment with a metric that is gone must not hold up the others.
                 if key not in self._failed:

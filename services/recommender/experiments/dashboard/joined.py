@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.recommender.experiments.analysis.results import report
+from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.dashboard.person import Person
 from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, UserPage
-from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.report import Health, Report
-from shared.actions import ActionTable
 from shared.storage.database import Database
 
 
@@ -23,10 +20,8 @@ class JoinedPort:
 
     database: Database
     store: ExperimentStore
-    known: Mapping[str, Metric]
-    actions: ActionTable
+    results: Results
     person: Person
-    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
 
     async def list(self) -> Sequence[ExperimentRow]:
         return await self.database.run(self._rows)
@@ -35,7 +30,7 @@ class JoinedPort:
         return (await self.database.run(self.store.get, key)).registered
 
     async def report(self, key: str) -> Report:
-        return await self.database.run(self._report, key)
+        return await self.database.run(self.results.of, key)
 
     async def audit(self, key: str) -> Sequence[AuditEntry]:
         found = await self.database.run(self.store.audit, key)
@@ -60,22 +55,16 @@ class JoinedPort:
         await self.database.run(lambda: self.store.kill_variant(key, variant, actor=actor))
 
     async def metrics(self) -> Sequence[MetricChoice]:
-        return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.known.values()]
+        return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.results.known.values()]
 
     async def user(self, user_id: str) -> UserPage:
         return await self.person.page(user_id)
-
-    def _report(self, key: str) -> Report:
-        return self._of(self.store.get(key).registered)
-
-    def _of(self, registered: RegisteredExperiment) -> Report:
-        return report(self.database, registered, self.now_us(), known=self.known, actions=self.actions)
 
     def _rows(self) -> Sequence[ExperimentRow]:
         return [self._row(stored.registered) for stored in self.store.list()]
 
     def _row(self, registered: RegisteredExperiment) -> ExperimentRow:
-        found = self._of(registered)
+        found = self.results.of_registered(registered)
         blocked = any(alarm.blocks for alarm in found.alarms)
         none = found.as_of_us is None
         return ExperimentRow(

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sqlalchemy import select
 
 from services.features.reader import FeatureReader
 from services.recommender.catalogue import Catalogue
-from services.recommender.domain import source_names
+from services.recommender.domain import SlateItem
 from services.recommender.experiments.dashboard.ports import HistoryEvent, NotShown, SlateRow, UserPage
 from services.recommender.experiments.enrolling import SIMULATED
 from services.recommender.journal import ServedSlate
@@ -69,7 +68,7 @@ class Person:
 
     def _with(self, user_id: str, history: tuple[HistoryEvent, ...], slate: ServedSlate) -> UserPage:
         document = slate.request
-        rows = self._slate(slate, document)
+        rows = tuple(self._row(row) for row in slate.rows())
         return UserPage(
             user_id=user_id,
             history=history,
@@ -86,28 +85,18 @@ class Person:
             degraded=tuple((one["stage"], one["cause"], one["fallback"]) for one in slate.degraded),
         )
 
-    def _slate(self, slate: ServedSlate, document: Any) -> tuple[SlateRow, ...]:
-        columns = (slate.item_index, slate.score, slate.propensity, slate.source_bits)
-        sources, actions = document.get("sources", ()), document.get("actions", ())
-        scores, reasons = document.get("scores", ()), document.get("reasons", ())
-        rows = []
-        for position, (index, score, propensity, bits) in enumerate(
-            zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-        ):
-            item_id, title = self._item(index)
-            rows.append(
-                SlateRow(
-                    position=position,
-                    item_id=item_id,
-                    title=title,
-                    score=score,
-                    sources=source_names(int(bits), sources),
-                    scores=dict(zip(actions, scores[position], strict=False)) if position < len(scores) else {},
-                    reasons=tuple(reasons[position]) if position < len(reasons) else (),
-                    propensity=propensity,
-                )
-            )
-        return tuple(rows)
+    def _row(self, row: SlateItem) -> SlateRow:
+        item_id, title = self._item(row.item_index)
+        return SlateRow(
+            position=row.position,
+            item_id=item_id,
+            title=title,
+            score=row.score,
+            sources=row.retrieve_ids,
+            scores=row.scores,
+            reasons=row.reasons,
+            propensity=row.propensity,
+        )
 
     def _left_out(self, item_index: int, stage: str, rule: str) -> NotShown:
         item_id, title = self._item(item_index)

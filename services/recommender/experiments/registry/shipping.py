@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from services.recommender.experiments.live import Shipped
-from services.recommender.experiments.registry.sql import DEPLOYMENTS, raise_counter
+from services.recommender.experiments.registry.sql import DEPLOYMENTS
 from shared.contracts.manifest import Deployment, Release
 from shared.storage import deployments
 from shared.storage.deployments import SERVING
+from shared.storage.statements import raise_counter
 
 # What an installation is called that ships settings before its first promotion: it serves popular items.
 UNRELEASED = Release(release="unreleased", model_version=None, index_version=None)

@@ -21,11 +21,12 @@ from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry import shipping
 from services.recommender.experiments.registry.checks import check
 from services.recommender.experiments.registry.document import dump, parse
-from services.recommender.experiments.registry.sql import EXPERIMENTS, raise_counter, write_audit
+from services.recommender.experiments.registry.sql import EXPERIMENTS, write_audit
 from shared.errors import Conflict, NotFound
 from shared.schema import Schema
 from shared.storage import deployments
 from shared.storage.database import Database
+from shared.storage.statements import raise_counter
 from shared.storage.tables import experiment_audit, experiments
 
 AUDIT_ROWS = 500
