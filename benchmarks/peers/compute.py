@@ -16,6 +16,7 @@ from benchmarks.peers.forward import VARIANTS, Forward, forward_of, serve
 from benchmarks.peers.workload import WORKLOADS, Trace
 from services.inference.engine.request import InferRequest
 from services.inference.engine.runner import ServingModel
+from services.inference.engine.warmup import tune_attention
 from services.inference.model import checkpoint
 from services.inference.model.checkpoint import LoadedModel
 
@@ -61,6 +62,7 @@ def _measure(loaded: LoadedModel, workload: str, batch: int) -> dict[str, float]
 def cached_forward(loaded: LoadedModel) -> Callable[[Sequence[InferRequest]], list[Any]]:
     """Our serving pass with its latent cache, empty at first."""
     model = ServingModel(loaded, device="cpu", precision="fp32", max_rows=loaded.config.max_history)
+    tune_attention(model)
     return lambda requests: serve(model, requests)
 
 

@@ -21,6 +21,7 @@ from benchmarks.peers.wire import parsed
 from services.inference.engine.request import InferRequest, Part
 from services.inference.engine.runner import ServingModel
 from services.inference.engine.tiers import CacheOptions
+from services.inference.engine.warmup import tune_attention
 from services.inference.model import checkpoint
 from services.inference.model.batch import PackedBatch
 from services.inference.model.checkpoint import LoadedModel
@@ -67,6 +68,7 @@ def forward_of(loaded: LoadedModel, variant: str) -> Forward:
         max_rows=loaded.config.max_history,
         cache=CacheOptions(enabled=False),
     )
+    tune_attention(model)
     return lambda requests: serve(model, requests)
 
 

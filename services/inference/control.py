@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
 from services.inference.engine.engine import Engine
-from services.inference.grpc import Context, abort, enter_request
+from services.inference.grpc import Context, abort
+from services.inference.infer_call import enter_request
 from services.inference.metrics import DoorMetrics
 from services.inference.routes.items import UpsertAnswer, UpsertBody
 from shared.contracts.inference import CONTROL_SERVICE, FORGET, UPSERT_ITEMS

@@ -5,37 +5,22 @@ A caller that goes away cancels its handler, and with it the queued request.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
 from grpc import aio
 
-from services.inference import describe, tensors, wire
+from services.inference import describe, wire
 from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine
+from services.inference.infer_call import InferCall, enter_request
 from services.inference.metrics import DoorMetrics
+from services.inference.status import status_of
 from services.inference.unix_socket import OwnedSocket
-from shared.contracts.inference import MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
-from shared.errors import (
-    ClientError,
-    ConfigurationError,
-    DeadlineExceeded,
-    DependencyError,
-    Forbidden,
-    NotFound,
-    Overloaded,
-    SilkrecError,
-    Unauthenticated,
-    ValidationFailed,
-)
-from shared.observability import context as request_context
-from shared.observability.context import RequestContext
-from shared.observability.logging import get_logger
+from shared.errors import ConfigurationError, SilkrecError
 
 Context = aio.ServicerContext[object, object]
 _OPTIONS = (
@@ -45,17 +30,6 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second process on the port is a mistake to report, not to share with
 )
-_CODES: tuple[tuple[type[SilkrecError], grpc.StatusCode], ...] = (
-    (NotFound, grpc.StatusCode.NOT_FOUND),
-    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
-    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
-    (ClientError, grpc.StatusCode.INVALID_ARGUMENT),
-    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (DependencyError, grpc.StatusCode.UNAVAILABLE),
-)
-_log = get_logger(__name__)
-_TYPED = {"INT8": "int_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 
 
 class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
@@ -64,7 +38,7 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, engine: Engine, callers: CallerCheck, doors: DoorMetrics) -> None:
         self._engine = engine
         self._callers = callers
-        self._doors = doors
+        self._call = InferCall(engine, doors, "grpc")
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: N802, ARG002
         return pb.ServerLiveResponse(live=self._engine.alive)
@@ -93,30 +67,13 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
-        begin = time.monotonic()
         metadata = context.invocation_metadata()
         enter_request(metadata)
         try:
-            with self._doors.request("grpc"):
-                self._callers.check(context.peer(), metadata)
-                describe.check_name(request.model_name)
-                if "deadline_us" in request.parameters:
-                    self._engine.check_room(request.parameters["deadline_us"].int64_param)
-                asked = tensors.infer_request(
-                    _inputs(request), wire.plain(request.parameters), model_version=request.model_version
-                )
-                wanted = [output.name for output in request.outputs]
-                tensors.check_outputs(wanted, ranks=asked.candidate is not None)
-                answer = await self._engine.infer(asked)
+            self._callers.check(context.peer(), metadata)
+            return await self._call.answer(request)
         except SilkrecError as error:
             await abort(context, error)
-        return wire.response(
-            MODEL_NAME,
-            answer.model_version,
-            request.id,
-            tensors.answer_tensors(answer, wanted),
-            {**tensors.answer_parameters(answer), wire.TOOK_US: int((time.monotonic() - begin) * 1e6)},
-        )
 
 
 class GrpcServer:
@@ -164,34 +121,6 @@ class GrpcServer:
             ) from None
 
 
-def enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
-    """The caller's request id and trace, for what is logged here. A handler has its own context, so it ends there."""
-    sent = {name: value for name, value in metadata or () if isinstance(value, str)}
-    request_id = sent.get(request_context.REQUEST_ID_HEADER)
-    if request_id is not None:
-        request_context.enter(RequestContext.accept(request_id, sent.get(request_context.TRACEPARENT_HEADER)))
-
-
-def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise ValidationFailed(f"{len(request.inputs)} inputs come with {len(raw)} raw_input_contents")
-    found = []
-    for index, tensor in enumerate(request.inputs):
-        shape = tuple(tensor.shape)
-        if raw:
-            if tensor.HasField("contents"):
-                raise ValidationFailed(f"input {tensor.name!r} has both contents and raw_input_contents")
-            found.append(tensors.array_of(tensor.name, tensor.datatype, shape, raw[index], index=index))
-        else:
-            values = getattr(tensor.contents, _TYPED.get(tensor.datatype, "int_contents"))
-            found.append(tensors.array_from(tensor.name, tensor.datatype, shape, list(values), index=index))
-    return found
-
-
 async def abort(context: Context, error: SilkrecError) -> NoReturn:
     """Ends a call as gRPC names the error."""
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-    if code is grpc.StatusCode.INTERNAL:
-        _log.error("inference failed", code=error.code, detail=error.detail, exc_info=error)
-    await context.abort(code, error.detail)
+    await context.abort(status_of(error), error.detail)

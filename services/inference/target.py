@@ -9,18 +9,21 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import orjson
 from grpc import aio
 
-from services.inference import wire
+from services.inference import frames, wire
+from services.inference.near import NearConnection, Refused
 from services.inference.rest import Rest
+from services.inference.status import error_of
 from shared.contracts.inference import CONTROL_SERVICE, MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
-from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
+from shared.errors import InferenceUnavailable
 
 _READY_TIMEOUT_S = 0.5
 _CONTROL_TIMEOUT_S = 5.0
@@ -68,6 +71,11 @@ class Target:
     _closed: bool = False
     _connections: list[_Connection] = field(default_factory=list)
     _turn: int = 0
+    _near: NearConnection | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = _unix_path(self.name)
+        self._near = None if path is None else NearConnection(frames.socket_beside(path))
 
     def weight(self, user_key: str) -> int:
         digest = hashlib.blake2b(f"{self.name}\0{user_key}".encode(), digest_size=8).digest()
@@ -95,21 +103,36 @@ class Target:
     ) -> pb.ModelInferResponse:
         begin = time.monotonic()
         try:
-            stub = self._next().stub
-            answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
-        except aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            answer = await self._sent(message, timeout_s, metadata)
+        except Refused as error:
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 told = message.parameters
                 self._rest.refused(
                     time.monotonic(), told["deadline_us"].int64_param * 1e-6, told["priority"].int64_param
                 )
-            raise self._translated(error) from None
+            elif error.code is grpc.StatusCode.UNAVAILABLE:
+                self.shun(_SHUN_S)
+            raise error_of(error.code, error.detail) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
                 raise InferenceUnavailable("the inference client was closed") from None
             raise
         self._learn(answer, time.monotonic() - begin)
+        return answer
+
+    async def _sent(
+        self, message: pb.ModelInferRequest, timeout_s: float, metadata: tuple[tuple[str, str], ...]
+    ) -> pb.ModelInferResponse:
+        """Through the near door while it is open. Raises Refused."""
+        self._open()
+        if self._near is not None and self._near.is_open:
+            return await self._near.infer(message)
+        try:
+            stub = self._next().stub
+            answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
+        except aio.AioRpcError as error:
+            raise Refused(error.code(), error.details() or "") from None
         return answer
 
     def _learn(self, answer: pb.ModelInferResponse, seconds: float) -> None:
@@ -163,6 +186,8 @@ class Target:
 
     async def close(self) -> None:
         self._closed = True
+        if self._near is not None:
+            await self._near.close()
         connections, self._connections = self._connections, []
         for connection in connections:
             connection.watch.cancel()
@@ -171,6 +196,8 @@ class Target:
             await connection.channel.close(None)
 
     def _open(self) -> None:
+        if self._near is not None:
+            self._near.start()
         while len(self._connections) < _CHANNELS:
             channel = aio.insecure_channel(self.name, options=_OPTIONS)
             stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -192,20 +219,15 @@ class Target:
         self._turn += 1
         return working[self._turn % len(working)]
 
-    def _translated(self, error: aio.AioRpcError) -> SilkrecError:
-        code, detail = error.code(), error.details() or ""
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(detail or "the inference service did not answer within the deadline")
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return Overloaded(detail, retry_after_s=0.05)
-        if code is grpc.StatusCode.UNAVAILABLE:
-            self.shun(_SHUN_S)
-        return InferenceUnavailable(f"the inference service answered {code.name}: {detail}")
-
 
 async def _dialled(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """`unix:/path`, `host:port` or `dns:///host:port`. Raises OSError, and ValueError for what is neither."""
-    if target.startswith("unix:"):
-        return await asyncio.open_unix_connection(target.removeprefix("unix:").removeprefix("//"))
+    path = _unix_path(target)
+    if path is not None:
+        return await asyncio.open_unix_connection(path)
     host, _, port = target.rpartition("/")[2].rpartition(":")
     return await asyncio.open_connection(host.strip("[]"), int(port))
+
+
+def _unix_path(target: str) -> Path | None:
+    return Path(target.removeprefix("unix:").removeprefix("//")) if target.startswith("unix:") else None

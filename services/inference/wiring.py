@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.inference import describe, engine_check
+from services.inference import describe, engine_check, frames
 from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
 from services.inference.control import Control
@@ -18,7 +18,9 @@ from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
 from services.inference.grpc import GrpcServer, InferenceServicer
+from services.inference.infer_call import InferCall
 from services.inference.metrics import DoorMetrics, EngineMetrics
+from services.inference.near_door import NearDoor
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment
 from shared.errors import DatabaseUnavailable, SilkrecError
@@ -127,6 +129,9 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         door = GrpcServer(InferenceServicer(engine, callers, doors), control.handler(), socket=socket, tcp=tcp)
         await door.start()
         stack.push_async_callback(door.stop, _GRACE_S)
+        near = NearDoor(InferCall(engine, doors, "near"), frames.socket_beside(socket))
+        await near.start()
+        stack.push_async_callback(near.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
         tasks.start("engine metrics", lambda: _export(exported, engine))
         tasks.start("engine costs", lambda: _keep_costs(engine))

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, mod
 from shared.schema import Schema
 
 EMBEDDED = "embedded"
-# sockaddr_un.sun_path holds 108 bytes on Linux, NUL included.
-_UNIX_PATH_MAX = 107
+# sockaddr_un.sun_path holds 108 bytes on Linux, NUL included; the near door's name is 5 longer (`inference/frames.py`).
+_UNIX_PATH_MAX = 102
 _SECRET_MIN_BYTES = 32
 
 

@@ -85,7 +85,7 @@ def tune_threads(model: ServingModel, executor: Executor) -> int:
 def warm(model: ServingModel, executor: Executor) -> None:
     """Raises ArtifactError when the model fails or gives a number that is not finite. Each run is its own visit to the
     device thread, so that requests of the present model wait for one of them at most."""
-    _wait(executor.call(functools.partial(_tune_attention, model)), model, _COMPILE_S)
+    _wait(executor.call(functools.partial(tune_attention, model)), model, _COMPILE_S)
     if model.is_gpu:
         _wait(executor.call(functools.partial(model.capture, graph_rows(model))), model, _COMPILE_S)
     for _ in range(2):
@@ -102,7 +102,7 @@ def graph_rows(model: ServingModel) -> int:
     return _GRAPH_ROWS_NARROW if model.config.d_model <= _NARROW else _GRAPH_ROWS
 
 
-def _tune_attention(model: ServingModel) -> None:
+def tune_attention(model: ServingModel) -> None:
     """How many query rows a request must have before expanding its history's keys is the cheaper way."""
     random = np.random.default_rng(0)
     rows = min(200, model.max_rows)
