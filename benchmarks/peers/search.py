@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import psutil
-import uvloop
 
+from benchmarks.peers import loop
 from benchmarks.peers.load import Length, Trial, trial, with_asker
 from benchmarks.peers.servers import Server
 
@@ -99,7 +99,7 @@ def once(server: Server, workload: str, seed: int, rate: float, length: Length, 
     """See `trial`."""
     with server.awake():
         begin, all_s, own_s = time.monotonic(), _busy_s(), server.cpu_s() + time.process_time()
-        found = uvloop.run(
+        found = loop.run(
             with_asker(
                 server.make_asker,
                 lambda asker: trial(asker, workload, seed, rate, length, to_the_end=to_the_end),

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import uvloop
 from grpc import aio
 
+from benchmarks.peers import loop
 from benchmarks.peers.clients import SCORE_BYTES
 from benchmarks.peers.compute import cached_forward
 from benchmarks.peers.echo import METHOD
@@ -61,7 +61,7 @@ def solo(servers: Sequence[Server], model: Path, folder: Path) -> list[dict[str,
     rows = []
     for server in servers:
         with server.awake():
-            rows.append(uvloop.run(_solo(server, model, folder)).row(server.kind))
+            rows.append(loop.run(_solo(server, model, folder)).row(server.kind))
     return rows
 
 

@@ -208,7 +208,7 @@ def test_a_message_that_cannot_be_read_is_refused_and_the_connection_lives_on(pa
         async with joined(echo, path) as (_, connection):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(frames.HELLO + frames.ask(1, "", b"\xff\xff") + frames.ask(2, "", b""))
-            frame_reader, found = FrameReader(), []
+            frame_reader, found = FrameReader(), list[Frame]()
             async with asyncio.timeout(5.0):
                 while len(found) < 2:
                     found += list(frame_reader.feed(await reader.read(4096)))
