@@ -23,8 +23,8 @@ was asked all the same, and refusals still took 0.9 ms of the server for each go
 
 
 _OFTEN = 3
-"""Refusals within one budget, from which on it is an overload. Below it one burst of arrivals is: resting after each
-refusal turned away a dozen requests for one, and 99 % of the requests were no longer served at 72 % of a peer's rate."""
+"""Refusals within one budget, from which on it is an overload and not a burst of arrivals. Resting after each refusal
+turned a dozen requests away for one: 99 % of all were no longer served at 72 % of a peer's rate."""
 
 
 @dataclass(slots=True)

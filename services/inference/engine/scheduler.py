@@ -5,10 +5,11 @@ the batch late for anyone in it, or longer than `max_batch_s` (half of what wait
 cannot be interrupted, so its length is what a request that arrives meanwhile waits. Names as in Triton's dynamic
 batcher; sizes count requests.
 
-A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
-all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
-the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs. Simulated with a
-learned cost model and 15 % of noise: at three times the capacity 1.00 of the best goodput, and 0.24 without this rule.
+A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time, at the pace at
+which waits have passed of late. When more waits all the same than the deadlines have time for, whoever could not wait
+for a full batch is refused at once: serving the oldest first, each trimmed to what its last milliseconds allow, would
+spend the device on crumbs. Simulated with a learned cost model and 15 % of noise: at three times the capacity 1.00 of
+the best goodput, and 0.24 without this rule.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _ADMIT_SHARE = 0.85
 """Of a request's time, for those that wait before it and for itself; the rest is for the batch that runs and the way
 back. At 0.5 the door turned 9 % away at a rate at which 0.85 turned away 1 %, p99 56 ms; at three times the capacity
 both serve the same."""
+_PACE_SMOOTHING = 0.05
+_PACE_BOUNDS = (0.5, 2.0)
+_PACE_FROM_S = 0.01
+"""Waits predicted shorter than this say nothing: the batch that runs meanwhile is most of them."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -89,6 +94,8 @@ class Ticket:
     trimmable: bool = True
     payload: object = None
     order: tuple[int, float, int] = field(default=(0, 0.0, 0), init=False)
+    expected_s: float = field(default=0.0, init=False)
+    """From arrival to answer, as predicted at the door."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,11 @@ class Scheduler:
         """By class and model. Kept up with every arrival: summing a queue of 128 at each of them took a third of the
         engine's throughput."""
         self.backlog_s = 0.0
-        """Predicted time of the most urgent class's requests that wait, as of the last call; 0 while they are few."""
+        """How long the most urgent class's requests that wait will take, as of the last call; 0 while they are few."""
+        self.pace = 1.0
+        """How long requests took from arrival to answer, over what was predicted at the door: a backlog is not computed
+        as the one pass it was predicted as, and other processes run beside. Predictions alone turned 1.6 % away at a
+        rate at which p99 was 39 ms of 68."""
 
     def is_full(self, seconds: float) -> bool:
         """Would a request with so much time left be turned away? A look from any thread, before it is even parsed."""
@@ -144,7 +155,8 @@ class Scheduler:
         if len(self._queue) >= self.policy.max_queue_size:
             raise Overloaded(f"{len(self._queue)} requests wait for the model already", retry_after_s=0.05)
         self._notice_arrival(ticket.arrived)
-        wait_s = self._backlog_s(ticket.priority, ticket)
+        ticket.expected_s = self._backlog_s(ticket.priority, ticket)
+        wait_s = self.pace * ticket.expected_s
         before = self._ahead(ticket.priority)
         if ticket.priority == 0:
             self.backlog_s = wait_s if before >= _CROWD else 0.0
@@ -181,9 +193,20 @@ class Scheduler:
             return Plan(refused=tuple(refused), wake_at=wake_at)
         longest_s = max(self.policy.max_batch_s, _BATCH_SHARE * self._backlog_s())
         batch, load = self._fill(start, longest_s, refused)
+        self._learn_pace(batch, start, load)
         self._remove(placed.ticket for placed in batch)
-        self.backlog_s = self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
+        self.backlog_s = self.pace * self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
+
+    def _learn_pace(self, batch: list[Placed], start: float, load: Load) -> None:
+        """From the request that waited longest; lower classes wait for others, whom nobody predicted."""
+        if not batch or batch[0].ticket.priority or batch[0].ticket.expected_s < _PACE_FROM_S:
+            return
+        ticket = batch[0].ticket
+        took_s = start + ticket.lane.cost.predict(load) - ticket.arrived
+        least, most = _PACE_BOUNDS
+        ratio = min(max(took_s / ticket.expected_s, least), most)
+        self.pace += _PACE_SMOOTHING * (ratio - self.pace)
 
     def _take_expired(self, now: float) -> list[Refused]:
         late = [ticket for ticket in self._queue if ticket.deadline <= now]

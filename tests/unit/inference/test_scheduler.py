@@ -29,6 +29,14 @@ class LinearCost:
         return max(0, min(candidates, int((budget_s - base) / CANDIDATE_S)))
 
 
+@dataclass
+class ScaledCost(LinearCost):
+    factor: float = 1.0
+
+    def predict(self, load: Load) -> float:
+        return self.factor * super().predict(load)
+
+
 @dataclass(eq=False)
 class Model:
     """A payload is the history rows that are left to compute."""
@@ -144,6 +152,24 @@ def test_a_request_is_turned_away_when_those_before_it_leave_it_no_time() -> Non
         scheduler.submit(ticket(0.01, candidates=200))
     scheduler.submit(ticket(0.04, candidates=200))
     assert len(scheduler) == 9
+
+
+@pytest.mark.parametrize(("real_over_predicted", "room"), [(0.6, 13), (1.8, 8)])
+def test_the_door_goes_by_how_long_waits_have_really_taken(real_over_predicted: float, room: int) -> None:
+    scheduler, cost = Scheduler(EAGER), ScaledCost()
+    for now in range(200):
+        one = ticket(now + 1.0, candidates=2000, at=now, lane=Model(cost))  # 21 ms, says the door
+        cost.factor = 1.0
+        scheduler.submit(one)
+        cost.factor = real_over_predicted
+        assert ran(scheduler.next(now)) == [one]
+    assert scheduler.pace == pytest.approx(real_over_predicted, rel=0.02)
+    inside = 0
+    with suppress(Overloaded):
+        for _ in range(100):
+            scheduler.submit(ticket(300.04, candidates=400, at=300.0))  # 4 ms each, and one more in all
+            inside += 1
+    assert inside == room
 
 
 def test_behind_a_few_long_requests_nobody_is_turned_away() -> None:
