@@ -19,6 +19,7 @@ from services.recommender.domain import CandidateFilter, Query, UserFeatures
 from services.recommender.experiments.applying import Asked, apply
 from services.recommender.experiments.enrolling import Known, enrol, exposures
 from services.recommender.experiments.enrolment import Assignment, merged_settings
+from services.recommender.experiments.holdouts import holding
 from services.recommender.experiments.live import Live, SceneExperiments
 from services.recommender.serving import buckets
 from services.recommender.serving.state import StateHolder
@@ -88,12 +89,13 @@ class Enroller:
     async def _enrol(
         self, scene: SceneExperiments, query: Query, user_id: str | None, visitor_id: str | None, asked: Asked
     ) -> tuple[Query, Enrolment]:
-        if scene.shipped:
-            query = apply(query, scene.shipped, asked, self.compile_rules, shipped=True)
+        units = {kind: value for kind, value in (("user", user_id), ("visitor", visitor_id)) if value is not None}
+        held_by = holding(scene.holdouts, units, query.now_us)
+        if shipped := scene.shipped_to(held_by):
+            query = apply(query, shipped, asked, self.compile_rules, shipped=True)
         if not scene.experiments:
             return query, NO_ENROLMENT
-        units = {kind: value for kind, value in (("user", user_id), ("visitor", visitor_id)) if value is not None}
-        known = Known(units, query.context, query.now_us)
+        known = Known(units, query.context, query.now_us, held_by=held_by)
         if scene.reads_user:
             query = await self._read(scene, query, units)
             known = _knowing(known, scene, query.user)

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, and_, func, select
 from services.recommender.experiments.alarms import Counts, alarms
 from services.recommender.experiments.analysis.scope import DAY_US, Scope
 from services.recommender.experiments.assembly import UNITS, Aggregates, assemble, shares
-from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.report import Report
@@ -46,7 +45,7 @@ def report(
         found = read(connection, scope)
         leaked = {name: _since(connection, scope, name, at) for name, at in _killed(connection, scope)}
     killed = {variant.key for variant in registered.definition.variants if variant.killed}
-    running = registered.definition.status is Status.RUNNING
+    running = registered.is_running(now_us)
     counts = Counts(
         units=found.units(),
         may_have=shares(registered.definition),

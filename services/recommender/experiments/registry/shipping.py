@@ -1,6 +1,8 @@
 """Shipped variants: settings in force for everybody, as one entry of the active deployment.
 
-    deployments.settings["serving"] = [{experiment, variant, scenes, settings}, …]      oldest first; the last one wins
+    deployments.settings["serving"] = [{experiment, variant, scenes, settings, namespace, at_us}, …]
+
+Oldest first; the last one wins.
 
 They share the row with the release, so promoting, shipping and rolling back are one transaction each and are seen
 together. `silkrec releases rollback` brings back the older row as a whole: what was shipped since goes with it.
@@ -55,6 +57,8 @@ def _row(entry: Shipped) -> dict[str, Any]:
         "variant": entry.variant,
         "scenes": sorted(entry.scenes),
         "settings": dict(entry.settings),
+        "namespace": entry.namespace,
+        "at_us": entry.at_us,
     }
 
 
@@ -62,4 +66,12 @@ def _entries(rows: Iterable[Any]) -> Iterable[Shipped]:
     for row in rows:
         if isinstance(row, Mapping) and isinstance(row.get("settings"), Mapping):
             scenes = frozenset(str(name) for name in row.get("scenes", ()))
-            yield Shipped(str(row.get("experiment", "")), str(row.get("variant", "")), scenes, dict(row["settings"]))
+            at_us = row.get("at_us", 0)
+            yield Shipped(
+                str(row.get("experiment", "")),
+                str(row.get("variant", "")),
+                scenes,
+                dict(row["settings"]),
+                str(row.get("namespace", "")),
+                at_us if isinstance(at_us, int) else 0,
+            )

@@ -189,14 +189,22 @@ class ExperimentStore:
         def change(connection: Connection, stored: StoredExperiment) -> tuple[RegisteredExperiment, Mapping[str, Any]]:
             _must_be(stored, "ship", Status.RUNNING, Status.STOPPED)
             registered = stored.registered
+            if registered.definition.holdout is not None:
+                raise Conflict(f"{key} is a holdout and has no settings to ship; what its experiments found is theirs")
             position = registered.definition.position(variant)
             if position < 0:
                 names = ", ".join(one.key for one in registered.definition.variants)
                 raise refuse("variant", f"{variant!a} is none of this experiment's variants; they are {names}")
             settings = registered.definition.variants[position].settings
-            entry = Shipped(key, variant, frozenset(registered.scenes), settings)
+            space, now_us = registered.definition.namespace, self._now_us()
+            namespace = "" if space is None else space.key
+            entry = Shipped(key, variant, frozenset(registered.scenes), settings, namespace, now_us)
             made = shipping.put(connection, entry, actor=actor)
-            stopped = registered if stored.status is Status.STOPPED else self._stopped(registered)
+            stopped = registered
+            if stored.status is Status.RUNNING:
+                stopped = self._stopped(registered)
+                by_shipping = {"by": "ship"}
+                write_audit(connection, key, at_us=now_us, actor=actor, action="stop", detail=by_shipping)
             detail = {"variant": variant, "settings": dict(settings), "deployment": made.version}
             return replace(stopped, shipped=variant), detail
 
