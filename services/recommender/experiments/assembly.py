@@ -117,6 +117,7 @@ def assemble(
         ),
         alpha=plan.alpha,
         correction=plan.correction,
+        holdout=definition.holdout is not None,
     )
 
 

@@ -185,7 +185,8 @@ class Conclusion:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """`as_of_us`: newest data in it; None: no aggregate was built yet. `simulated`: some of its traffic was made by
-    the simulator, and every page must say so. `excluded_units`: met several variants. Variants: the control first."""
+    the simulator, and every page must say so. `excluded_units`: met several variants. Variants: the control first.
+    `holdout`: the control is who is held out, and the lift what all covered experiments shipped together."""
 
     experiment: str
     phase: int
@@ -204,3 +205,4 @@ class Report:
     conclusion: Conclusion
     alpha: float
     correction: str
+    holdout: bool = False

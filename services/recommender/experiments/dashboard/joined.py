@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.dashboard.person import Person
-from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, UserPage
+from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, NewPhase, UserPage
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.report import Health, Report
@@ -39,6 +39,9 @@ class JoinedPort:
     async def create(self, experiment: RegisteredExperiment, actor: str) -> RegisteredExperiment:
         return (await self.database.run(lambda: self.store.create(experiment, actor=actor))).registered
 
+    async def edit(self, key: str, experiment: RegisteredExperiment, actor: str) -> None:
+        await self.database.run(lambda: self.store.edit(key, experiment, actor=actor))
+
     async def start(self, key: str, actor: str) -> None:
         await self.database.run(lambda: self.store.start(key, actor=actor))
 
@@ -53,6 +56,18 @@ class JoinedPort:
 
     async def kill_variant(self, key: str, variant: str, actor: str) -> None:
         await self.database.run(lambda: self.store.kill_variant(key, variant, actor=actor))
+
+    async def new_phase(self, key: str, phase: NewPhase, actor: str) -> None:
+        await self.database.run(
+            lambda: self.store.new_phase(
+                key,
+                actor=actor,
+                weights=phase.weights,
+                coverage=phase.coverage,
+                seed=phase.seed,
+                keep_out_earlier=phase.keep_out_earlier,
+            )
+        )
 
     async def metrics(self) -> Sequence[MetricChoice]:
         return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.results.known.values()]

@@ -114,7 +114,8 @@ class ResultsView:
             kind, icon = _DECISIONS[Decision.BLOCKED]
             return DecisionView(kind, icon, self.t("decision.blocked"), ())
         kind, icon = _DECISIONS[conclusion.decision]
-        sentence = self.t(f"decision.{conclusion.decision}", variant=conclusion.variant or "")
+        of = "holdout." if self.report.holdout else ""
+        sentence = self.t(f"decision.{of}{conclusion.decision}", variant=conclusion.variant or "")
         reasons = tuple(
             ReasonView(self.t.known(f"reason.{code}", _plain(code)), self.facts(facts))
             for code, facts in conclusion.reasons
