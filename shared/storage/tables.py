@@ -336,6 +336,18 @@ experiment_slates = Table(
 )
 """What one experiment's analysis needs of a served slate, so that it never parses `recommendations.request`."""
 
+experiment_losses = Table(
+    "experiment_losses",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("variant", NAME),
+    Column("slates", BigInteger, nullable=False),
+    PrimaryKeyConstraint("experiment", "phase", "variant"),
+    **_MYSQL,
+)
+"""Slates that were served and that no journal could take: exposures are missing, and events of units count for less."""
+
 experiment_excluded_units = Table(
     "experiment_excluded_units",
     metadata,

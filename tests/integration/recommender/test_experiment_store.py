@@ -149,6 +149,8 @@ def test_shipping_keeps_release_and_settings_and_a_rolled_back_release_takes_it_
     for key, setting in (("one", {"diversity": 0.3}), ("two", {"ranker": "retrieval"})):
         started(database, key, variants=varying(**setting))
         assert ours.ship(key, "changed", actor="ann").status is Status.STOPPED, "what runs is stopped by it"
+    trail = [(entry.action, entry.actor) for entry in ours.audit("two")]
+    assert trail[:2] == [("ship", "ann"), ("stop", "ann")], "and the audit says that it was"
     with database.read() as connection:
         active = deployments.active(connection)
     assert active is not None
@@ -160,6 +162,13 @@ def test_shipping_keeps_release_and_settings_and_a_rolled_back_release_takes_it_
     assert [one.registered.shipped for one in sorted(ours.list(), key=lambda one: one.key)] == [None, "changed"]
     database.transact(lambda connection: deployments.roll_back(connection, actor="ann", to_version=active.version - 2))
     assert [one.registered.shipped for one in ours.list()] == [None, None]
+
+
+def test_a_holdout_has_nothing_to_ship(database: Database) -> None:
+    parts = [{"key": "held_out", "weight": 0.1}, {"key": "rest", "weight": 0.9}]
+    started(database, "winter", variants=parts, holdout={})
+    with pytest.raises(Conflict, match="is a holdout"):
+        store(database).ship("winter", "rest", actor="ann")
 
 
 def test_before_the_first_release_settings_can_be_shipped_too(database: Database) -> None:

@@ -20,6 +20,7 @@ from shared.storage.tables import (
     experiment_daily,
     experiment_excluded_units,
     experiment_item_daily,
+    experiment_losses,
     experiment_progress,
     experiment_quality_daily,
     exposures,
@@ -37,12 +38,12 @@ def report(
     *,
     known: Mapping[str, Metric],
     actions: ActionTable,
-    lost_slates: int = 0,
 ) -> Report:
     """Raises DatabaseUnavailable, ValidationFailed."""
     scope = Scope.of(registered, known, actions, now_us)
     with database.read() as connection:
         found = read(connection, scope)
+        lost = _lost(connection, scope)
         leaked = {name: _since(connection, scope, name, at) for name, at in _killed(connection, scope)}
     killed = {variant.key for variant in registered.definition.variants if variant.killed}
     running = registered.is_running(now_us)
@@ -53,7 +54,8 @@ def report(
         excluded=found.excluded,
         newest_us=found.newest_us,
         running_since_us=(registered.started_at_us or 0) if running else None,
-        lost_slates=lost_slates,
+        lost_slates=lost,
+        slates=sum(int(day.get("requests", 0)) for days in found.quality.values() for day in days),
     )
     return assemble(registered, scope.metrics, found, alarms(counts, now_us))
 
@@ -110,6 +112,11 @@ def _items(connection: Connection, scope: Scope) -> dict[str, list[int]]:
 def _count(connection: Connection, scope: Scope) -> int:
     table = experiment_excluded_units
     return int(connection.scalar(select(func.count()).select_from(table).where(scope.mine(table))) or 0)
+
+
+def _lost(connection: Connection, scope: Scope) -> int:
+    table = experiment_losses
+    return int(connection.scalar(select(func.sum(table.c.slates)).where(scope.mine(table))) or 0)
 
 
 def _killed(connection: Connection, scope: Scope) -> list[tuple[str, int]]:
