@@ -7,15 +7,16 @@ compared, or found in two variants, later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.recommender.experiments.definitions import Experiment
+from services.recommender.experiments.definitions import Experiment, Status
 from services.recommender.experiments.enrolment import Assignment, assign, everyone
 from services.recommender.experiments.holdouts import Holdout
 from services.recommender.experiments.live import CONTEXT, LiveExperiment, SceneExperiments
 from services.recommender.experiments.sticky import Buckets
+from shared.contracts.variant_release import VariantRelease
 
 SEGMENT_LENGTH = 64
 SIMULATED = "silkrec_simulated"
@@ -25,7 +26,7 @@ SIMULATED = "silkrec_simulated"
 @dataclass(frozen=True, slots=True)
 class Known:
     """`user` (profile properties and `segments`) and `buckets` are None when they could not be read. `held_by`: the
-    holdouts that hold these units out."""
+    holdouts that hold these units out. `loaded`: the variants' releases that can be served now."""
 
     units: Mapping[str, str]
     context: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Known:
     user: Mapping[str, Any] | None = None
     buckets: Buckets | None = None
     held_by: Sequence[Holdout] = ()
+    loaded: Collection[VariantRelease] = ()
 
 
 def enrol(scene: SceneExperiments, known: Known) -> tuple[Assignment, ...]:
@@ -41,10 +43,23 @@ def enrol(scene: SceneExperiments, known: Known) -> tuple[Assignment, ...]:
     for live in scene.experiments:
         if live.definition.holdout is not None and Holdout(live.definition).is_over(known.now_us):
             continue
+        if not live.releases.issubset(known.loaded):
+            continue  # whoever met the control meanwhile would have no counterpart
         assignment = _one(live, known)
         if assignment is not None and assignment.variant is not None:
             found.append(assignment)
     return tuple(found)
+
+
+def waiting(scene: SceneExperiments, loaded: Collection[VariantRelease]) -> tuple[str, ...]:
+    """Running experiments that leave everybody out, because a release of theirs cannot be served."""
+    if scene.releases.issubset(loaded):
+        return ()
+    return tuple(
+        live.definition.key
+        for live in scene.experiments
+        if live.definition.status is Status.RUNNING and not live.releases.issubset(loaded)
+    )
 
 
 def _one(live: LiveExperiment, known: Known) -> Assignment | None:

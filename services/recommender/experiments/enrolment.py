@@ -74,7 +74,8 @@ def assign(
     """`units` {kind: id} of the request, ids as strings. `targeted` is asked for newcomers only, at most once; what it
     raises is the caller's. `sticky` None: sticky buckets are not kept, and `fallback_unit` counts for nothing.
     `forced` {experiment: variant} of this request beats the definition's list; a name that is no variant is ignored,
-    for it comes from a link that outlived the experiment. `held_by`: the holdouts that hold these units out. 8 to 18 µs, nearly all of it hashing."""
+    for it comes from a link that outlived the experiment. `held_by`: the holdouts that hold these units out.
+    8 to 18 µs, nearly all of it hashing."""
     unit, value = _unit_of(experiment, units, keeps_buckets=sticky is not None)
     position = _forced_position(experiment, value, forced or {})
     if position >= 0:

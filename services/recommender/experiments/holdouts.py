@@ -17,19 +17,14 @@ from services.recommender.experiments.definitions import Experiment, HoldOut, St
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """A running one. Raises ValueError for a definition that holds nobody out."""
+    """One of a definition that says what it holds out of."""
 
     definition: Experiment
     started_at_us: int = 0
 
-    def __post_init__(self) -> None:
-        if self.definition.holdout is None:
-            raise ValueError(f"{self.definition.key} is no holdout")
-
     @property
     def scope(self) -> HoldOut:
-        assert self.definition.holdout is not None
-        return self.definition.holdout
+        return self.definition.holdout or HoldOut()
 
     def covers(self, experiment: Experiment) -> bool:
         space = experiment.namespace

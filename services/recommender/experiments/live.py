@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ from services.recommender.experiments.definitions import Experiment
 from services.recommender.experiments.holdouts import Holdout
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.filters import Targeting, compile_targeting
+from shared.contracts.variant_release import SETTING, VariantRelease
 from shared.schema import Schema
 
 CONTEXT = "context."
@@ -37,6 +38,7 @@ class LiveExperiment:
     targeting: Targeting | None = None
     segment_by: str | None = None
     started_at_us: int = 0
+    releases: frozenset[VariantRelease] = frozenset()
 
     @classmethod
     def of(cls, registered: RegisteredExperiment, schema: Schema) -> LiveExperiment:
@@ -49,6 +51,7 @@ class LiveExperiment:
             targeting,
             registered.segment_by,
             registered.started_at_us or 0,
+            frozenset(_releases(registered.definition)),
         )
 
     @property
@@ -73,6 +76,7 @@ class SceneExperiments:
     reads_user: bool = False
     keeps_buckets: bool = False
     holdouts: tuple[Holdout, ...] = ()
+    releases: frozenset[VariantRelease] = frozenset()
     entries: tuple[Shipped, ...] = ()
 
     def shipped_to(self, held_by: Sequence[Holdout]) -> Mapping[str, Any]:
@@ -106,6 +110,7 @@ class Live:
                     any(one.reads_user for one in own),
                     any(one.keeps_buckets for one in own),
                     tuple(Holdout(one.definition, one.started_at_us) for one in own if one.definition.holdout),
+                    frozenset().union(*(one.releases for one in own)),
                     shipped,
                 )
         return cls(MappingProxyType(found))
@@ -113,6 +118,14 @@ class Live:
     def scene(self, name: str) -> SceneExperiments | None:
         """None when nothing runs and nothing was shipped there: such a request pays one dictionary look-up."""
         return self.by_scene.get(name)
+
+
+def _releases(definition: Experiment) -> Iterator[VariantRelease]:
+    """Of variants that somebody may still meet."""
+    for variant in definition.variants:
+        release = VariantRelease.of(variant.settings.get(SETTING))
+        if release is not None and not variant.killed:
+            yield release
 
 
 def _merged(entries: Iterable[Shipped]) -> Mapping[str, Any]:

@@ -94,7 +94,7 @@ def test_every_fault_is_named_at_once() -> None:
         "/variants/1/settings/colour",
         "/variants/1/settings/model",
     }
-    assert "one release serves at a time" in found["/variants/1/settings/model"]
+    assert "belongs to a release" in found["/variants/1/settings/model"]
     assert "there are diversity, exploration" in found["/variants/1/settings/colour"]
 
 

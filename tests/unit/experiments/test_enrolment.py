@@ -156,9 +156,7 @@ def test_the_control_cannot_be_killed_nor_a_variant_that_is_none() -> None:
 
 def holdout(share: float = 0.1, *, unit: str = "user", **scope: Any) -> Holdout:
     parts = (Variant("held_out", share), Variant("rest", 1 - share))
-    definition = Experiment(
-        key="quarter", variants=parts, status=Status.RUNNING, unit=unit, holdout=HoldOut(**scope)
-    )
+    definition = Experiment(key="quarter", variants=parts, status=Status.RUNNING, unit=unit, holdout=HoldOut(**scope))
     return Holdout(definition)
 
 

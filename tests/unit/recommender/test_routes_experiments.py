@@ -83,7 +83,7 @@ def test_who_is_held_out_meets_no_variant_nor_what_was_shipped_since(tmp_path: P
             shipped = Shipped("older", "v", frozenset(), {"ranker": "retrieval"}, at_us=1)
             picture, redis, builder = Live.of(running, [shipped], SCHEMA.scenes), w.redis, QueryBuilder(SCHEMA)
             w.experiments.inner = Enroller(
-                lambda: picture, Reading(), cast(Any, redis), w.holder, w.tasks, builder.filter
+                lambda: picture, Reading(), cast("Any", redis), w.holder, w.tasks, builder.filter
             )
             met = set()
             for number in range(20):

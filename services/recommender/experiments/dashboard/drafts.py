@@ -45,12 +45,20 @@ DEFAULTS: Mapping[str, str] = {
     "holdout": "",
     "holdout_ends": "",
     **{f"{part}_{number}": "" for number in range(1, MOST_VARIANTS + 1) for part in ("variant", "weight", "settings")},
-    **{"variant_1": "control", "weight_1": "0.5", "settings_1": "{}"},
-    **{"variant_2": "treatment", "weight_2": "0.5", "settings_2": "{}"},
+    "variant_1": "control",
+    "weight_1": "0.5",
+    "settings_1": "{}",
+    "variant_2": "treatment",
+    "weight_2": "0.5",
+    "settings_2": "{}",
 }
 HOLDOUT_DEFAULTS: Mapping[str, str] = {
     **DEFAULTS,
-    **{"holdout": "all", "variant_1": "held_out", "weight_1": "0.05", "variant_2": "rest", "weight_2": "0.95"},
+    "holdout": "all",
+    "variant_1": "held_out",
+    "weight_1": "0.05",
+    "variant_2": "rest",
+    "weight_2": "0.95",
 }
 HOLDOUTS = ("", "all", "namespace")
 
