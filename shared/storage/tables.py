@@ -403,6 +403,19 @@ experiment_quality_daily = Table(
     **_MYSQL,
 )
 
+experiment_latency_daily = Table(
+    "experiment_latency_daily",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("variant", NAME),
+    Column("sample", LONG_JSON, nullable=False, comment="us: took; unit: a number a user"),
+    Column("lifts", LONG_JSON, nullable=False, comment="of latency quantiles, on the newest day"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
+    **_MYSQL,
+)
+
 experiment_item_daily = Table(
     "experiment_item_daily",
     metadata,

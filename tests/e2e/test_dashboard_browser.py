@@ -15,8 +15,8 @@ from tests.http_server import listening
 pytestmark = pytest.mark.e2e
 INK = """() => {
     const chart = document.querySelector("[data-chart] .main-svg");
-    return {page: getComputedStyle(document.body).backgroundColor, chart: getComputedStyle(chart.querySelector("text")).fill,
-            width: chart.getBoundingClientRect().width};
+    const ink = getComputedStyle(chart.querySelector("text")).fill;
+    return {page: getComputedStyle(document.body).backgroundColor, chart: ink, width: chart.clientWidth};
 }"""
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 780}, "is_mobile": True, "has_touch": True}
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}

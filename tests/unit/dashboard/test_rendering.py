@@ -87,6 +87,7 @@ def numbers_of(report: Report, f: Formats) -> list[str]:
         found += [f.count(one.requests), *map(f.milliseconds, (one.p50_ms, one.p95_ms, one.p99_ms))]
         found += map(f.share, (one.error_rate, one.fallback_rate, one.degraded_rate, one.empty_rate))
         found += [f.number(one.ild), f.number(one.novelty)]
+        found += [text for lift in one.latency_lifts if lift.lift for text in (f.lift(lift.lift), f.bounds(lift.fixed))]
     return [*found, f.count(report.excluded_units)]
 
 

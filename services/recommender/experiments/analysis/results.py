@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
@@ -20,6 +20,7 @@ from shared.storage.tables import (
     experiment_daily,
     experiment_excluded_units,
     experiment_item_daily,
+    experiment_latency_daily,
     experiment_losses,
     experiment_progress,
     experiment_quality_daily,
@@ -77,6 +78,7 @@ def read(connection: Connection, scope: Scope) -> Aggregates:
         excluded=_count(connection, scope),
         quality=quality,
         items=_items(connection, scope),
+        latency_lifts=_latency_lifts(connection, scope, newest.day),
     )
 
 
@@ -94,6 +96,12 @@ def _quality(connection: Connection, scope: Scope) -> dict[str, list[Mapping[str
     for row in connection.execute(select(table.c.variant, table.c.sums).where(scope.mine(table))):
         found.setdefault(row.variant, []).append(row.sums)
     return found
+
+
+def _latency_lifts(connection: Connection, scope: Scope, day: int) -> dict[str, Sequence[Mapping[str, Any]]]:
+    table = experiment_latency_daily
+    query = select(table.c.variant, table.c.lifts).where(scope.mine(table), table.c.day == day)
+    return {row.variant: row.lifts for row in connection.execute(query)}
 
 
 def _items(connection: Connection, scope: Scope) -> dict[str, list[int]]:

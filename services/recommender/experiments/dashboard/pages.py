@@ -57,6 +57,7 @@ async def experiment(request: Request, key: str) -> Response:
         "metrics": view.metrics(),
         "primary_title": view.title(view.primary()),
         "lift_rows": report.lift_by_day,
+        "latency_lifts": view.latency_lifts(),
         "segments": [{"name": name, "cells": cells} for name, cells in view.segments()],
         "charts": charts(view),
         "about": about.about(registered, t, f),

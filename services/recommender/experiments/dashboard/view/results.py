@@ -59,6 +59,15 @@ class MetricView:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyView:
+    variant: str
+    quantile: str
+    lift: str
+    fixed: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AlarmView:
     title: str
     sentence: str
@@ -102,6 +111,19 @@ class ResultsView:
         return [
             (segment.name or self.t("segments.unknown"), tuple(self._cell(cell, unit) for cell in segment.cells))
             for segment in self.report.segments
+        ]
+
+    def latency_lifts(self) -> list[LatencyView]:
+        return [
+            LatencyView(
+                quality.variant,
+                one.quantile,
+                self.f.lift(one.lift),
+                self.f.bounds(one.fixed),
+                None if one.problem is None else self.t.known(f"problem.{one.problem}", one.problem),
+            )
+            for quality in self.report.quality
+            for one in quality.latency_lifts
         ]
 
     def alarms(self) -> list[AlarmView]:
