@@ -44,20 +44,19 @@ def test_latency_lifts_are_the_bootstrap_over_users_of_a_bounded_sample(database
         values, users = took.setdefault(row.variant, ([], []))
         values.append(row.took_us)
         users.append(row.unit)
-    arms = [
-        Clustered(values, np.unique(users, return_inverse=True)[1])
-        for values, users in (took[CONTROL], took[TREATMENT])
-    ]
-    expected = quantile_lifts(*arms, QUANTILES, draws=400)
+    control, treatment = (
+        Clustered(took[name][0], np.unique(took[name][1], return_inverse=True)[1]) for name in (CONTROL, TREATMENT)
+    )
+    expected = quantile_lifts(control, treatment, QUANTILES, draws=400)
     sampled = sum(len(row.sample["us"]) for row in kept.values())
     assert sampled == len(served), "a day of fewer slates than the bound is kept whole"
     found = kept[TREATMENT, newest].lifts
     assert [one["lift"] for one in found] == pytest.approx([one.estimate for one in expected])
     assert kept[CONTROL, newest].lifts == []
     ours = report(database, registered(), now_us(), known=KNOWN, actions=ACTIONS)
-    (treatment,) = [one for one in ours.quality if one.latency_lifts]
-    assert [one.quantile for one in treatment.latency_lifts] == ["p50", "p95", "p99"]
-    for one, true in zip(treatment.latency_lifts, expected, strict=True):
+    (told,) = [one for one in ours.quality if one.latency_lifts]
+    assert (told.variant, [one.quantile for one in told.latency_lifts]) == (TREATMENT, ["p50", "p95", "p99"])
+    for one, true in zip(told.latency_lifts, expected, strict=True):
         assert one.fixed is not None
         assert one.fixed.low is not None
         assert one.fixed.high is not None

@@ -177,7 +177,7 @@ def test_a_variant_serves_its_own_model_and_index_and_shipping_it_promotes_them(
             await post(ours, "/mmr:ship", variant="changed")
 
             async def everybody_has(index: str) -> bool:
-                return (await ours.recommend(user_id="bob"))["index_version"] == index
+                return bool((await ours.recommend(user_id="bob"))["index_version"] == index)
 
             await eventually(lambda: everybody_has("i-other"))
             await post(ours, "/mmr:roll_back")
