@@ -76,6 +76,7 @@ class FakePort:
             "longer-slates": example.empty("longer-slates"),
             "bts-against-random": example.report("bts-against-random"),
         }
+        self.waits: dict[str, str] = {}
         self.entries: dict[str, list[AuditEntry]] = {}
         self.users: dict[str, UserPage] = {"ann": example.user()}
         self._log("diverse-home", "create", "key:ops", {"owner": "Mei Lin"})
@@ -146,6 +147,9 @@ class FakePort:
             keep_out_earlier=phase.keep_out_earlier,
         )
         self._change(key, "new_phase", actor, {"weights": phase.weights}, definition=after)
+
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        return self.waits.get(experiment.definition.key)
 
     async def metrics(self) -> Sequence[MetricChoice]:
         return [MetricChoice(metric=one.metric, title=one.title) for one in example.report().metrics]

@@ -145,6 +145,7 @@ async def opened(
             redis=stores.redis_write,
             reader=stores.reader,
             holder=holder,
+            releases_status=lambda: followers.variants.status,
             stack=stack,
         )
         doors.start(tasks)

@@ -51,7 +51,7 @@ class LiveExperiment:
             targeting,
             registered.segment_by,
             registered.started_at_us or 0,
-            frozenset(_releases(registered.definition)),
+            frozenset(releases_of(registered.definition)),
         )
 
     @property
@@ -120,7 +120,7 @@ class Live:
         return self.by_scene.get(name)
 
 
-def _releases(definition: Experiment) -> Iterator[VariantRelease]:
+def releases_of(definition: Experiment) -> Iterator[VariantRelease]:
     """Of variants that somebody may still meet."""
     for variant in definition.variants:
         release = VariantRelease.of(variant.settings.get(SETTING))

@@ -160,6 +160,12 @@ def test_a_variant_serves_its_own_model_and_index_and_shipping_it_promotes_them(
             put_model(store(told), "m-2")
             put_index(store(told), "i-other", items=ITEMS + 1, model_version="m-2")
             await post(ours, "", 201, **body(variants=varying(release={"model": "m-2", "index": "i-other"})))
+            ours.inference.away = True
+            await ours.until(**{"variant releases": "m-2 with i-other is open and waits"})
+            local = {"host": "localhost"}
+            page = await ours.client.get("/dashboard/experiments/mmr", headers=local)
+            assert "m-2 with i-other is open and waits for inference" in page.text
+            ours.inference.away = False
             await post(ours, "/mmr:start")
             served = {}
 
@@ -167,6 +173,8 @@ def test_a_variant_serves_its_own_model_and_index_and_shipping_it_promotes_them(
                 return len(await met(ours, "user-0")) == 1
 
             await eventually(everybody_is_enrolled)
+            page = await ours.client.get("/dashboard/experiments/mmr", headers=local)
+            assert (page.status_code, "waits for inference" in page.text) == (200, False)
             for number in range(20):
                 answer = await ours.recommend(user_id=f"user-{number}", count=5)
                 (row,) = answer["experiments"]

@@ -150,6 +150,15 @@ def test_an_experiment_without_data_has_a_page() -> None:
     assert "There is no data yet" in get("/dashboard/experiments/longer-slates").text
 
 
+def test_an_experiment_that_waits_for_a_release_says_so() -> None:
+    port = FakePort()
+    port.waits["diverse-home"] = "m-2 is open and waits for inference"
+    html = get("/dashboard/experiments/diverse-home", port).text
+    assert "nobody meets this experiment here" in html
+    assert "m-2 is open and waits for inference" in html
+    assert "nobody meets this experiment here" not in get("/dashboard/experiments/new-ranker", port).text
+
+
 def test_hostile_names_are_text_everywhere() -> None:
     port = FakePort()
     definition = Experiment(

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.dashboard.person import Person
 from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, NewPhase, UserPage
+from services.recommender.experiments.definitions import Status
+from services.recommender.experiments.live import releases_of
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.report import Health, Report
+from shared.contracts.variant_release import VariantRelease
 from shared.storage.database import Database
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedPort:
-    """`dashboard.ports.DashboardPort`. Everything that blocks runs in the database's threads."""
+    """`dashboard.ports.DashboardPort`. Everything that blocks runs in the database's threads. `releases`: those of
+    variants that can be served here now; `releases_status` says how the others stand."""
 
     database: Database
     store: ExperimentStore
     results: Results
     person: Person
+    releases: Callable[[], Collection[VariantRelease]]
+    releases_status: Callable[[], str]
 
     async def list(self) -> Sequence[ExperimentRow]:
         return await self.database.run(self._rows)
@@ -68,6 +74,11 @@ class JoinedPort:
                 keep_out_earlier=phase.keep_out_earlier,
             )
         )
+
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        wanted = set(releases_of(experiment.definition))
+        stopped = experiment.definition.status is Status.STOPPED
+        return None if stopped or wanted.issubset(self.releases()) else self.releases_status()
 
     async def metrics(self) -> Sequence[MetricChoice]:
         return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.results.known.values()]

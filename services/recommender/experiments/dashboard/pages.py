@@ -53,6 +53,7 @@ async def experiment(request: Request, key: str) -> Response:
         "e": about.head_view(registered),
         "r": report,
         "alarms": view.alarms(),
+        "waiting": await port.waiting(registered),
         "decision": view.decision(),
         "metrics": view.metrics(),
         "primary_title": view.title(view.primary()),

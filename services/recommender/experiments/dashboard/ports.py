@@ -140,6 +140,10 @@ class DashboardPort(Protocol):
     async def new_phase(self, key: str, phase: NewPhase, actor: str) -> None:
         """Raises ValidationFailed too."""
 
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        """Why the recommender behind this page leaves everybody out for now: releases of variants that it cannot serve
+        yet. None: it does not."""
+
     async def metrics(self) -> Sequence[MetricChoice]: ...
 
     async def user(self, user_id: str) -> UserPage:

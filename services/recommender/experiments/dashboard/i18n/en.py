@@ -41,6 +41,8 @@ TEXTS = {
     "health.no_data": "no data yet",
     "health.healthy": "healthy",
     "health.blocked": "verdict withheld",
+    "waiting.title": "A variant's release is not loaded",
+    "waiting.sentence": "Until it is, nobody meets this experiment here, not even its control; everybody gets the active release.",
     "alarm.hides": "While this lasts, no verdict is shown.",
     "alarm.sample_ratio_mismatch": "Sample-ratio mismatch",
     "alarm.sample_ratio_mismatch.sentence": "The variants do not have the sizes that their weights promise. Something loses or adds units on one side, so the groups can no longer be compared. Find the cause and start a new phase.",

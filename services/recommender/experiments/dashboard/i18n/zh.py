@@ -41,6 +41,8 @@ TEXTS = {
     "health.no_data": "暂无数据",
     "health.healthy": "正常",
     "health.blocked": "结论暂缓",
+    "waiting.title": "有方案的发布版本尚未加载",
+    "waiting.sentence": "加载完成之前，此处没有人参与本实验（包括对照组），所有人使用当前生效的版本。",
     "alarm.hides": "在此问题解决之前，不显示结论。",
     "alarm.sample_ratio_mismatch": "样本比例失衡（SRM）",
     "alarm.sample_ratio_mismatch.sentence": "各方案的样本量与设定的权重不符，说明某一侧有单元丢失或多出，各组已不具可比性。请查明原因，然后开启新阶段。",
