@@ -161,7 +161,7 @@ def test_a_variant_serves_its_own_model_and_index_and_shipping_it_promotes_them(
             put_index(store(told), "i-other", items=ITEMS + 1, model_version="m-2")
             await post(ours, "", 201, **body(variants=varying(release={"model": "m-2", "index": "i-other"})))
             ours.inference.away = True
-            await ours.until(**{"variant releases": "m-2 with i-other is open and waits"})
+            await ours.until(True, **{"variant releases": "m-2 with i-other is open and waits"})
             local = {"host": "localhost"}
             page = await ours.client.get("/dashboard/experiments/mmr", headers=local)
             assert "m-2 with i-other is open and waits for inference" in page.text
