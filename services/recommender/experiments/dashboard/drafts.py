@@ -123,9 +123,10 @@ def read(values: Mapping[str, str], t: Catalogue, before: RegisteredExperiment |
 
 
 def rows_of(values: Mapping[str, str]) -> int:
-    """Variants that the form shows."""
+    """Variants that the form shows; a holdout has two."""
+    least = 2 if values["holdout"] else VARIANTS
     named = [number for number in range(1, MOST_VARIANTS + 1) if values[f"variant_{number}"]]
-    return max(VARIANTS, *named) if named else VARIANTS
+    return max([least, *named])
 
 
 def write(experiment: RegisteredExperiment) -> dict[str, str]:
