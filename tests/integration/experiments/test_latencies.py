@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 def test_latency_lifts_are_the_bootstrap_over_users_of_a_bounded_sample(database: Database) -> None:
     made = world()
     made.write(database)
-    slates(database, made, a_unit=8)
+    slates(database, made, a_unit=4)
     build(database, registered(), now_us(), known=KNOWN, actions=ACTIONS)
     with database.read() as connection:
         kept = {(row.variant, row.day): row for row in connection.execute(select(experiment_latency_daily))}
