@@ -33,7 +33,6 @@ PAGES = {
     "blocked": "/dashboard/experiments/new-ranker",
     "draft": "/dashboard/experiments/longer-slates",
     "holdout": "/dashboard/new?holdout=1",
-    "edit": "/dashboard/experiments/longer-slates/edit",
     "phase": "/dashboard/experiments/diverse-home/phase",
     "ship": "/dashboard/experiments/diverse-home/ship",
     "user": "/dashboard/users/ann",
