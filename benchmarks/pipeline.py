@@ -197,7 +197,7 @@ def run(seconds: float) -> dict[str, Any]:
             Settings(data=SCHEMA, recommender=recommender), user=user, inference=inference, side_effects=()
         )
         limits = Limits(candidates, candidates, 0.006, 0.068)
-        pipeline = RecommendPipeline(stages, current=lambda: snapshot, limits=limits)
+        pipeline = RecommendPipeline(stages, current=lambda _query: snapshot, limits=limits)
         for name, query in variants(now_us).items():
             took, medians = asyncio.run(measure(pipeline, query, seconds))
             p50, p95, p99 = (round(float(value), 3) for value in np.percentile(took, [50, 95, 99]))

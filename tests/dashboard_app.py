@@ -13,7 +13,7 @@ from services.recommender.experiments import definitions
 from services.recommender.experiments.dashboard import pages
 from services.recommender.experiments.dashboard.access.sign_in import SignIn
 from services.recommender.experiments.dashboard.guard import Dashboard
-from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, UserPage
+from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, NewPhase, UserPage
 from services.recommender.experiments.dashboard.view.results import is_blocked
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registered import RegisteredExperiment
@@ -76,6 +76,7 @@ class FakePort:
             "longer-slates": example.empty("longer-slates"),
             "bts-against-random": example.report("bts-against-random"),
         }
+        self.waits: dict[str, str] = {}
         self.entries: dict[str, list[AuditEntry]] = {}
         self.users: dict[str, UserPage] = {"ann": example.user()}
         self._log("diverse-home", "create", "key:ops", {"owner": "Mei Lin"})
@@ -116,6 +117,11 @@ class FakePort:
         self._log(key, "create", actor, {})
         return made
 
+    async def edit(self, key: str, experiment: RegisteredExperiment, actor: str) -> None:
+        definition = replace(experiment.definition, status=self.experiments[key].definition.status)
+        self.experiments[key] = replace(experiment, updated_at_us=self.experiments[key].updated_at_us)
+        self._change(key, "edit", actor, {}, definition=definition)
+
     async def start(self, key: str, actor: str) -> None:
         self._become(key, Status.RUNNING, "start", actor)
 
@@ -131,6 +137,19 @@ class FakePort:
     async def kill_variant(self, key: str, variant: str, actor: str) -> None:
         killed = definitions.kill_variant(self.experiments[key].definition, variant)
         self._change(key, "kill_variant", actor, {"variant": variant}, definition=killed)
+
+    async def new_phase(self, key: str, phase: NewPhase, actor: str) -> None:
+        after = definitions.next_phase(
+            self.experiments[key].definition,
+            phase.weights,
+            phase.coverage,
+            seed=phase.seed,
+            keep_out_earlier=phase.keep_out_earlier,
+        )
+        self._change(key, "new_phase", actor, {"weights": phase.weights}, definition=after)
+
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        return self.waits.get(experiment.definition.key)
 
     async def metrics(self) -> Sequence[MetricChoice]:
         return [MetricChoice(metric=one.metric, title=one.title) for one in example.report().metrics]

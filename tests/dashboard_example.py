@@ -18,6 +18,7 @@ from services.recommender.experiments.report import (
     DayCount,
     DayPoint,
     Decision,
+    LatencyLift,
     MetricResult,
     Report,
     Role,
@@ -114,7 +115,7 @@ def report(key: str = "diverse-home") -> Report:
         excluded_units=37,
         alarms=(Alarm(code=AlarmCode.MULTI_VARIANT_UNITS, blocks=False, facts={"units": 37, "share": 0.00037}),),
         metrics=(ctr, watch, own, revenue),
-        quality=(quality("control", 40.12, 0.3121), quality("diverse", 42.34, 0.4987)),
+        quality=(quality("control", 40.12, 0.3121), latencies(quality("diverse", 42.34, 0.4987))),
         exposures_by_day=tuple(
             DayCount(day=_day(n), variant=name, units=round(9000 / (1 + n / 2)) + shift + n)
             for n in range(DAYS)
@@ -177,6 +178,20 @@ def quality(variant: str, p50: float, ild: float) -> SlateQuality:
         error_rate=0.0001, fallback_rate=0.0042, degraded_rate=0.0173, empty_rate=0.0003, ild=ild,
         novelty=9.87 + ild, coverage=1830 + 1000 * ild, coverage_requests=400_000,
     )  # fmt: skip
+
+
+def latencies(one: SlateQuality) -> SlateQuality:
+    found = (("p50", 0.0553, 0.0123), ("p95", 0.0427, 0.0281), ("p99", None, 0.0))
+    lifts = tuple(
+        LatencyLift(
+            quantile=name,
+            lift=lift,
+            fixed=None if lift is None else Bounds(low=lift - half, high=lift + half),
+            problem="a variant has fewer than 20 users, too few to draw from again" if lift is None else None,
+        )
+        for name, lift, half in found
+    )
+    return replace(one, latency_lifts=lifts)
 
 
 def user() -> UserPage:

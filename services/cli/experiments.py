@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from services.cli.context import load, say_json
 from services.recommender.experiments import metrics, report_text
@@ -27,6 +29,9 @@ from shared.storage.database import Database
 app = typer.Typer(no_args_is_help=True, help="Experiments: what their data says.")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The experiment's key.")]
+_COLUMNS = ("Metric", "Role", "Variant", "Units", "Value", "Lift", "Interval", "p", "To win", "Verdict")
+_WIDEST = 1_000
+"""A table wider than the terminal would lose the ends of its words: then a line a variant is written instead."""
 STATEMENT_TIMEOUT_S = 3_600.0
 """A first build may read a month of events in one statement."""
 
@@ -122,11 +127,20 @@ def _print(found: Report, console: Console) -> None:
         console.print(f"[red]{alarm.code.value}[/red] {dict(alarm.facts)}", highlight=False)
     for code, facts in found.conclusion.reasons:
         console.print(f"- {code} {dict(facts)}", highlight=False, markup=False)
-    table = Table("Metric", "Role", "Variant", "Units", "Value", "Lift", "Interval", "p", "To win", "Verdict")
+    table = Table(*_COLUMNS)
     for metric in found.metrics:
         for cell in metric.cells:
             table.add_row(metric.metric, metric.role.value, cell.variant, str(cell.units), *_numbers(cell))
-    console.print(table)
+    wide = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    if wide <= console.width:
+        console.print(table)
+        return
+    for metric in found.metrics:
+        console.print(f"[bold]{metric.metric}[/bold] ({metric.role.value})", highlight=False)
+        for cell in metric.cells:
+            named = zip(_COLUMNS[3:], (str(cell.units), *_numbers(cell)), strict=True)
+            said = ", ".join(f"{name.lower()} {number}" for name, number in named if number)
+            console.print(Padding(Text(f"{cell.variant}: {said}"), (0, 0, 0, 2)))
 
 
 def _numbers(cell: Cell) -> tuple[str, ...]:

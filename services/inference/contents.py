@@ -57,12 +57,12 @@ class ItemContents:
         self._switch_wait_s = switch_wait_s
         self._instance = secrets.token_hex(8)
         self._switch = asyncio.Lock()
-        self._tokeniser: tuple[str, Tokeniser] | None = None
+        self._tokenisers: dict[str, Tokeniser] = {}
         self._kept = _Kept(kept_items)
 
     @contextlib.asynccontextmanager
     async def switching(self) -> AsyncIterator[None]:
-        """Around whatever changes the active model. When it raises, the old model is still there and knows all."""
+        """Around whatever changes the loaded models. When it raises, the old ones are still there and know all."""
         async with self._switch:
             yield
             await self._give_kept()
@@ -79,7 +79,9 @@ class ItemContents:
             model = self._engine.slot.resolve("")
             tokeniser = await self._tokeniser_of(model)
             self._kept.add(item for item in items if item.item_index >= model.vocabulary)
-            return await self._give(items, model, tokeniser)
+            told = await self._give(items, model, tokeniser)
+            await self._give_beside(items)
+            return told
         finally:
             self._switch.release()
 
@@ -89,7 +91,7 @@ class ItemContents:
         telling = [content for content in contents if content.tokens]
         taken = 0
         for start in range(0, len(telling), CHUNK):
-            taken += await self._engine.upsert_items(telling[start : start + CHUNK])
+            taken += await self._engine.upsert_items(telling[start : start + CHUNK], model)
         return Upserted(
             model_version=model.version,
             vocabulary=model.vocabulary,
@@ -102,22 +104,33 @@ class ItemContents:
         )
 
     async def _give_kept(self) -> None:
+        """To every model that lacks it."""
+        if self._kept:
+            items = list(self._kept.items())
+            for model in self._engine.slot.serving():
+                await self._give_quietly(items, model)
+
+    async def _give_beside(self, items: Sequence[NewItem]) -> None:
+        for model in self._engine.slot.serving()[1:]:
+            await self._give_quietly([item for item in items if item.item_index >= model.vocabulary], model)
+
+    async def _give_quietly(self, items: Sequence[NewItem], model: ServingModel) -> None:
         """A model that serves without the content of new items is better than none, so nothing is raised."""
-        model = self._engine.slot.active
-        if model is None or not self._kept:
-            return
         try:
-            given = await self._give(list(self._kept.items()), model, await self._tokeniser_of(model))
+            given = await self._give(items, model, await self._tokeniser_of(model))
         except SilkrecError as error:
             _log.warning("new items' content did not reach a model", model_version=model.version, detail=error.detail)
             return
-        _log.info("new items' content is given to a model", model_version=model.version, items=given.taken)
+        if given.taken:
+            _log.info("new items' content is given to a model", model_version=model.version, items=given.taken)
 
     async def _tokeniser_of(self, model: ServingModel) -> Tokeniser:
-        if self._tokeniser is None or self._tokeniser[0] != model.version:
+        if model.version not in self._tokenisers:
             found = await asyncio.to_thread(self._read, model)
-            self._tokeniser = (model.version, found)
-        return self._tokeniser[1]
+            loaded = self._engine.slot.versions()
+            self._tokenisers = {name: one for name, one in self._tokenisers.items() if name in loaded}
+            self._tokenisers[model.version] = found
+        return self._tokenisers[model.version]
 
     def _read(self, model: ServingModel) -> Tokeniser:
         """The folder's checksums were compared when the model was loaded. Raises ArtifactError."""

@@ -23,13 +23,14 @@ from services.inference.metrics import DoorMetrics, EngineMetrics
 from services.inference.near_door import NearDoor
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment
+from shared.contracts.variant_release import VariantRelease
 from shared.errors import DatabaseUnavailable, SilkrecError
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.settings.roots import InferenceSettings, Settings
-from shared.storage import deployments
+from shared.storage import deployments, variant_releases
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from shared.storage.keys import KeyCache
@@ -59,6 +60,7 @@ class Board:
         told = {
             "engine": "ok" if failure is None else f"its thread died of {type(failure).__name__}; restart the process",
             "model": self.watcher.model,
+            "variant models": self.watcher.beside,
             "database": self.watcher.database,
         }
         told |= {f"task {name}": "given up; restart the process" for name in sorted(self.tasks.dead)}
@@ -160,12 +162,20 @@ def _watcher(
     async def active() -> Deployment | None:
         return await database.run(read)
 
+    def read_wanted() -> tuple[VariantRelease, ...]:
+        with database.read() as connection:
+            return variant_releases.wanted(connection)
+
+    async def wanted() -> tuple[VariantRelease, ...]:
+        return await database.run(read_wanted)
+
     return ModelWatcher(
         engine=engine,
         store=store,
         active=active,
         refresh_s=settings.inference.refresh_s,
         switching=contents.switching,
+        wanted=wanted,
     )
 
 

@@ -73,8 +73,10 @@ class Query:
     `index_version` are no part of it: the pipeline pins one snapshot of the release for the whole request.
 
     `candidates`, `per_source`, `sources` (names of those asked; None: all) and `ranker` ("model", or "retrieval": its
-    order) are set by experiments only; None is the pipeline's own. `extra_keys`: further Redis keys to read with the
-    features. `user`: the features, when they were read before the pipeline began, which took `user_ms`.
+    order) are set by experiments only; None is the pipeline's own. So is `release`: what a variant serves in place of
+    the active one (`serving.state.Beside`), held here so that it lasts for the request. `extra_keys`: further Redis
+    keys to read with the features. `user`: the features, when they were read before the pipeline began, which took
+    `user_ms`.
     """
 
     user_key: str
@@ -102,6 +104,7 @@ class Query:
     per_source: int | None = None
     sources: frozenset[str] | None = None
     ranker: str = "model"
+    release: Any = None
     extra_keys: tuple[str, ...] = ()
     user: UserFeatures | None = None
     user_ms: float = 0.0

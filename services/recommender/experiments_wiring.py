@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def experiment_doors(
     redis: Redis,
     reader: FeatureReader,
     holder: StateHolder,
+    releases_status: Callable[[], str],
     stack: contextlib.AsyncExitStack,
 ) -> ExperimentDoors:
     """Raises ValidationFailed for a `metrics.yaml` that cannot be used, ConfigurationError for a state folder without
@@ -67,7 +68,9 @@ def experiment_doors(
     state = {
         "experiments": store,
         "results": results,
-        "dashboard": Dashboard(JoinedPort(database, store, results, person), sign_in),
+        "dashboard": Dashboard(
+            JoinedPort(database, store, results, person, lambda: holder.current().beside, releases_status), sign_in
+        ),
     }
     interval_s = settings.recommender.analysis_interval_s
     if not interval_s:

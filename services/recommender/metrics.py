@@ -55,4 +55,9 @@ class ServingMetrics:
         self.catalogue_items = metrics.gauge("catalogue_items", "Items in memory")
         self.catalogue_revision = metrics.gauge("catalogue_revision", "Highest item revision in memory")
         self.popular_items = metrics.gauge("popular_items", "Items of the popular table")
+        self.waiting = metrics.counter(
+            "experiment_requests_left_out_total",
+            "Requests that an experiment left out because a variant's release is not loaded",
+            ["experiment"],
+        )
         self.index_items = metrics.gauge("index_items", "Items of the open index")

@@ -49,7 +49,9 @@ def recommend_pipeline(
     stages = standard_stages(
         settings, user=UserFeaturesHydrator(reader), inference=inference, side_effects=(last_good,)
     )
-    return RecommendPipeline(stages, current=holder.current, limits=limits_of(settings.recommender))
+    return RecommendPipeline(
+        stages, current=lambda query: holder.serving(query.release), limits=limits_of(settings.recommender)
+    )
 
 
 def limits_of(settings: RecommenderSettings) -> Limits:

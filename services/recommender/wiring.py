@@ -34,14 +34,16 @@ from services.recommender.serving.popular_refresher import PopularRefresher
 from services.recommender.serving.readiness import ReadinessBoard
 from services.recommender.serving.releases import ReleaseWatcher
 from services.recommender.serving.slates import SlateServer
+from services.recommender.serving.variant_releases import VariantReleases
 from services.recommender.warm_up import warm_up
 from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
+from shared.contracts.variant_release import VariantRelease
 from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.settings.roots import Settings
-from shared.storage import deployments
+from shared.storage import deployments, variant_releases
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from shared.storage.keys import KeyCache
@@ -76,6 +78,7 @@ class _Followers:
     dependencies: DependencyWatcher
     new_items: NewItems | None
     experiments: ExperimentWatcher
+    variants: VariantReleases
 
     def start(self, tasks: TaskOwner) -> None:
         tasks.start("catalogue", self.catalogue.run)
@@ -83,6 +86,7 @@ class _Followers:
         tasks.start("releases", self.releases.run)
         tasks.start("dependencies", self.dependencies.run)
         tasks.start("experiments", self.experiments.run)
+        tasks.start("variant releases", self.variants.run)
         if self.new_items is not None:
             tasks.start("new items", self.new_items.run)
 
@@ -107,7 +111,8 @@ async def opened(
         stack.push_async_callback(tasks.close, drain_s=1.0)
         stack.callback(board.closed)
         await stores.keys.start(tasks)
-        followers = _followers(settings, stores, holder, ServingMetrics(metrics))
+        serving = ServingMetrics(metrics)
+        followers = _followers(settings, stores, holder, serving)
         followers.start(tasks)
         tasks.start("journal drain", journal.drain)
         tasks.start("journal adoption", journal.adopt)
@@ -131,6 +136,7 @@ async def opened(
             holder,
             tasks,
             builder.filter,
+            left_out=lambda experiment: serving.waiting.labels(experiment).inc(),
         )
         desk = Desk(settings.recommender, builder, holder, server, frozen, journal, tasks, enroller)
         doors = experiment_doors(
@@ -139,6 +145,7 @@ async def opened(
             redis=stores.redis_write,
             reader=stores.reader,
             holder=holder,
+            releases_status=lambda: followers.variants.status,
             stack=stack,
         )
         doors.start(tasks)
@@ -204,6 +211,10 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
         with database.read() as connection:
             return deployments.active(connection)
 
+    def wanted() -> tuple[VariantRelease, ...]:
+        with database.read() as connection:
+            return variant_releases.wanted(connection)
+
     new_items = None
     if stores.engines is not None:
         fields = [name for name, field in settings.data.item_fields.items() if field.feature]
@@ -237,6 +248,15 @@ def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics
         DependencyWatcher(redis=stores.redis, inference=stores.inference, holder=holder),
         new_items,
         ExperimentWatcher(database, settings.data, refresh_s=refresh_s),
+        VariantReleases(
+            database=database,
+            wanted=wanted,
+            store=stores.artifacts,
+            holder=holder,
+            inference=stores.inference,
+            actions=ActionTable.from_schema(settings.data),
+            refresh_s=refresh_s,
+        ),
     )
 
 
@@ -262,6 +282,7 @@ def _dependencies(
         "catalogue": followers.catalogue.status,
         "popular": followers.popular.status,
         "experiments": followers.experiments.status,
+        "variant releases": followers.variants.status,
         "journal": journal.status,
         **doors.status(),
     }

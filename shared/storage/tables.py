@@ -336,6 +336,18 @@ experiment_slates = Table(
 )
 """What one experiment's analysis needs of a served slate, so that it never parses `recommendations.request`."""
 
+experiment_losses = Table(
+    "experiment_losses",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("variant", NAME),
+    Column("slates", BigInteger, nullable=False),
+    PrimaryKeyConstraint("experiment", "phase", "variant"),
+    **_MYSQL,
+)
+"""Slates that were served and that no journal could take: exposures are missing, and events of units count for less."""
+
 experiment_excluded_units = Table(
     "experiment_excluded_units",
     metadata,
@@ -387,6 +399,19 @@ experiment_quality_daily = Table(
     Column("day", Integer, autoincrement=False),
     Column("variant", NAME),
     Column("sums", LONG_JSON, nullable=False, comment="requests, failures, sums of ILD and novelty, latency histogram"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
+    **_MYSQL,
+)
+
+experiment_latency_daily = Table(
+    "experiment_latency_daily",
+    metadata,
+    Column("experiment", NAME),
+    Column("phase", SmallInteger),
+    Column("day", Integer, autoincrement=False),
+    Column("variant", NAME),
+    Column("sample", LONG_JSON, nullable=False, comment="us: took; unit: a number a user"),
+    Column("lifts", LONG_JSON, nullable=False, comment="of latency quantiles, on the newest day"),
     PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
     **_MYSQL,
 )

@@ -13,6 +13,11 @@ from tests.e2e.browser import Watched
 from tests.http_server import listening
 
 pytestmark = pytest.mark.e2e
+INK = """() => {
+    const chart = document.querySelector("[data-chart] .main-svg");
+    const ink = getComputedStyle(chart.querySelector("text")).fill;
+    return {page: getComputedStyle(document.body).backgroundColor, chart: ink, width: chart.clientWidth};
+}"""
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 780}, "is_mobile": True, "has_touch": True}
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
 LOOKS: dict[str, dict[str, Any]] = {
@@ -27,7 +32,8 @@ PAGES = {
     "experiment": "/dashboard/experiments/diverse-home",
     "blocked": "/dashboard/experiments/new-ranker",
     "draft": "/dashboard/experiments/longer-slates",
-    "form": "/dashboard/new",
+    "holdout": "/dashboard/new?holdout=1",
+    "phase": "/dashboard/experiments/diverse-home/phase",
     "ship": "/dashboard/experiments/diverse-home/ship",
     "user": "/dashboard/users/ann",
     "error": "/dashboard/experiments/nowhere",
@@ -118,4 +124,18 @@ def test_an_experiment_is_created_started_stopped_and_shipped_with_the_keyboard_
         page.wait_for_url("**/experiments/two-sources")
     assert page.get_by_role("link", name="Roll back").is_visible()
     assert page.get_by_role("cell", name="local").count() == 4
+    watched.context.close()
+
+
+def test_what_is_printed_is_dark_on_white_and_not_cut_off_whatever_the_screen_is(browser: Browser, base: str) -> None:
+    watched = Watched(browser, base, **{**DESK, "color_scheme": "dark"})
+    page = watched.open(PAGES["experiment"])
+    on_screen = page.evaluate(INK)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    on_paper = page.evaluate(INK)
+    assert (on_screen["page"], on_paper["page"]) == ("rgb(16, 22, 21)", "rgb(255, 255, 255)")
+    assert on_screen["chart"] != on_paper["chart"] == "rgb(23, 33, 31)"
+    assert on_paper["width"] <= 660, "A4 and Letter have no more"
+    assert watched.errors == []
     watched.context.close()

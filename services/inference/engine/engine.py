@@ -183,13 +183,13 @@ class Engine:
 
         return await asyncio.wrap_future(self._executor.call(drop))
 
-    async def upsert_items(self, items: Sequence[ItemContent]) -> int:
-        """Gives items that the active model does not know their content; how many got it. An item's content is given
-        once a model: what it has already stays, and so do the states that were built with it."""
+    async def upsert_items(self, items: Sequence[ItemContent], model: ServingModel | None = None) -> int:
+        """Gives items that the model (None: the active one) does not know their content; how many got it. An item's
+        content is given once a model: what it has already stays, and so do the states that were built with it."""
 
         def give() -> int:
-            model = self.slot.active
-            return 0 if model is None else sum(model.upsert(item.item_index, item.tokens) for item in items)
+            told = self.slot.active if model is None else model
+            return 0 if told is None else sum(told.upsert(item.item_index, item.tokens) for item in items)
 
         return await asyncio.wrap_future(self._executor.call(give))
 
@@ -203,9 +203,9 @@ class Engine:
             snapshot = self._executor.call(model.cost.snapshot)
             self._costs.save(model.config, snapshot.result(_SNAPSHOT_S))
 
-    def load(self, folder: Path) -> ServingModel:
-        """Loads beside, warms, switches. Blocks. Raises ArtifactError, or InferenceUnavailable when the engine stops;
-        then nothing has changed."""
+    def load(self, folder: Path, *, beside: bool = False) -> ServingModel:
+        """Loads beside, warms, switches; `beside`: stays there, for requests that name its version. Blocks. Raises
+        ArtifactError, or InferenceUnavailable when the engine stops; then nothing has changed."""
         try:
             model = self._prepare(checkpoint.load(folder, self.device))
         except SilkrecError:
@@ -215,7 +215,11 @@ class Engine:
             # Whatever a damaged or hostile folder does (a width that no memory holds), the present model serves on.
             self.counters.models_refused += 1
             raise ArtifactError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
-        self._install(model)
+        if beside:
+            self.slot.put_beside(model)
+            gc.freeze()
+        else:
+            self._install(model)
         return model
 
     def serve(self, loaded: LoadedModel) -> ServingModel:
@@ -233,7 +237,8 @@ class Engine:
         gc.freeze()
 
     def restore(self, version: str) -> bool:
-        """Switches back to the model before, while it is still here: it is warm, so a roll-back takes no time."""
+        """Switches to a model that is still here, as the one before is for a while: it is warm, so a roll-back takes no
+        time."""
         restored = self.slot.restore(version)
         self.counters.swaps += restored
         return restored

@@ -2,7 +2,7 @@
 
     assignment     a unit's place in [0, 1) and the ranges on it, bit for bit as GrowthBook's SDK has them
     definitions    what an experiment is: variants, weights, phase, namespace; and how it may change while it runs
-    holdouts       units that no experiment may touch
+    holdouts       units that no experiment may touch, as an experiment of two variants
     sticky         what a unit met before, by phase
     enrolment      all of these together: one unit in one experiment, with the reason
     settings       what a variant may change of a request

@@ -10,6 +10,9 @@ from services.recommender.experiments.statistics.srm import sample_ratio
 
 MULTI_VARIANT_SHARE = 0.01
 """Of all units; above it the verdict is hidden (GrowthBook warns at 1 % too)."""
+LOST_SHARE = 0.01
+"""Of all slates; above it the verdict is hidden. A unit whose slate was lost is exposed by its next one, a little
+later, and which variant's was lost is left to chance unless one is served much more slowly."""
 STALE_HOURS = 26.0
 """A daily build, and two hours for it to run."""
 HOUR_US = 3_600_000_000
@@ -19,7 +22,7 @@ HOUR_US = 3_600_000_000
 class Counts:
     """`units` {variant: units exposed}; `may_have` {variant: weight, 0 where nobody may be}; `since_killed`
     {variant: units first exposed after it was killed}; `newest_us` the newest data; `running_since_us` None: it does
-    not run. `lost_slates`: exposures that a journal had to drop."""
+    not run. `lost_slates`: those that a journal had to drop, beside the `slates` that it took."""
 
     units: Mapping[str, int]
     may_have: Mapping[str, float]
@@ -28,13 +31,16 @@ class Counts:
     newest_us: int | None
     running_since_us: int | None
     lost_slates: int = 0
+    slates: int = 0
 
 
 def alarms(counts: Counts, now_us: int) -> tuple[Alarm, ...]:
     """The ones that block first."""
     found = [*_split(counts), *_excluded(counts), *_stale(counts, now_us)]
     if counts.lost_slates:
-        found.append(Alarm(code=AlarmCode.LOST_SLATES, blocks=True, facts={"slates": counts.lost_slates}))
+        share = counts.lost_slates / (counts.lost_slates + counts.slates)
+        facts = {"slates": counts.lost_slates, "share": share}
+        found.append(Alarm(code=AlarmCode.LOST_SLATES, blocks=share >= LOST_SHARE, facts=facts))
     return tuple(sorted(found, key=lambda alarm: not alarm.blocks))
 
 

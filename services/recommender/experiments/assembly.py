@@ -57,6 +57,7 @@ class Aggregates:
     excluded: int = 0
     quality: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     items: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    latency_lifts: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def of(self, metric: str, day: int | None = None, segment: str | None = None) -> dict[str, dict[str, Any]]:
         """{variant: sums} of a day, the last one by default, over all segments or of one."""
@@ -117,6 +118,7 @@ def assemble(
         ),
         alpha=plan.alpha,
         correction=plan.correction,
+        holdout=definition.holdout is not None,
     )
 
 
@@ -151,7 +153,14 @@ def _quality(variants: Sequence[str], found: Aggregates) -> tuple[SlateQuality, 
     sampled = [int(one["sampled"]) for one in sums.values() if one.get("sampled")]
     drawn = min(sampled) if sampled else 0
     return tuple(
-        quality(name, one, found.items.get(name, ()), drawn if one.get("sampled") else 0) for name, one in sums.items()
+        quality(
+            name,
+            one,
+            found.items.get(name, ()),
+            drawn if one.get("sampled") else 0,
+            found.latency_lifts.get(name, ()),
+        )
+        for name, one in sums.items()
     )
 
 

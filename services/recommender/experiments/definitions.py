@@ -34,9 +34,18 @@ class Variant:
     killed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """What the units of a holdout's first variant do not meet: experiments of one namespace, or (None) any at all.
+    It ends at `ends_at_us`, or when it is stopped before."""
+
+    namespace: str | None = None
+    ends_at_us: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """The first variant is the control.
+    """The first variant is the control; of a holdout (`holdouts.py`) it is the units that are held out.
 
     `unit` names the id that is hashed ("user"), `fallback_unit` the one for requests without it ("visitor"), which
     counts only where sticky buckets are kept, as in GrowthBook: without them, signing in would change the variant.
@@ -57,6 +66,7 @@ class Experiment:
     phase: int = 0
     first_open_phase: int = 0
     forced: Mapping[str, str] = field(default_factory=dict)
+    holdout: HoldOut | None = None
     ranges: tuple[Range, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,6 +163,19 @@ def _faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if (space := experiment.namespace) is not None and not (space.key and 0 <= space.start < space.end <= 1):
         yield "/namespace", f"is {tuple(space)}; give a name and a range with 0 <= start < end <= 1"
     yield from _variant_faults(experiment)
+    if experiment.holdout is not None:
+        yield from _holdout_faults(experiment)
+
+
+def _holdout_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    if len(experiment.variants) != 2:
+        yield "/variants", f"are {len(experiment.variants)}; a holdout has two: who is held out, and the rest"
+    for place, variant in enumerate(experiment.variants):
+        if variant.settings:
+            yield f"/variants/{place}/settings", "are of no use to a holdout, which changes nothing of a request"
+    for name in ("namespace", "fallback_unit", "forced"):
+        if getattr(experiment, name):
+            yield f"/{name}", "is of no use to a holdout, which holds out by the hash of its unit alone"
 
 
 def _variant_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:

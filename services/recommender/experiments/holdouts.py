@@ -1,45 +1,51 @@
 """Units that meet no experiment, so that what a quarter's launches did together can be measured against them.
 
-A holdout has its own seed: membership is independent of every experiment's variants. It beats sticky buckets, for a
-unit that still meets variants is no baseline; so begin it before the experiments it covers.
+A holdout is written, started, stopped and reported as an experiment of two variants without settings: those held out,
+and the rest. Its seed is its own, so membership is independent of every experiment's variants. It beats sticky buckets,
+for a unit that still meets variants is no baseline; so begin it before the experiments it covers. What they ship while
+it lasts is kept from the held out units too; what was shipped before is everybody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from services.recommender.experiments.assignment import hash_unit
-from services.recommender.experiments.refusals import refuse
+from services.recommender.experiments.assignment import choose_variant, hash_unit
+from services.recommender.experiments.definitions import Experiment, HoldOut, Status
 
 
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """`share` (0 to 1) of the units of kind `unit` are held out; `experiments` empty: of all experiments."""
+    """One of a definition that says what it holds out of."""
 
-    key: str
-    share: float
-    unit: str = "user"
-    experiments: frozenset[str] = frozenset()
+    definition: Experiment
+    started_at_us: int = 0
 
-    def __post_init__(self) -> None:
-        if not self.key:
-            raise refuse("key", "is empty; name the holdout")
-        if not 0 <= self.share <= 1:
-            raise refuse("share", f"is {self.share}; give the share of units to hold out, from 0 to 1 (0.05 is usual)")
+    @property
+    def scope(self) -> HoldOut:
+        return self.definition.holdout or HoldOut()
 
-    def covers(self, experiment_key: str) -> bool:
-        return not self.experiments or experiment_key in self.experiments
+    def covers(self, experiment: Experiment) -> bool:
+        space = experiment.namespace
+        return experiment.holdout is None and self.covers_namespace("" if space is None else space.key)
 
-    def holds(self, value: str) -> bool:
-        """Whether the unit with this id is held out. Growing the share only ever adds units."""
-        place = hash_unit("holdout__" + self.key, value, 2)
-        return place is not None and place < self.share
+    def covers_namespace(self, namespace: str) -> bool:
+        """Of an experiment; empty: it has none."""
+        return self.scope.namespace is None or self.scope.namespace == namespace
+
+    def holds(self, units: Mapping[str, str], now_us: int) -> bool:
+        """Whether the unit {kind: id} is held out. Growing its weight only ever adds units."""
+        value = units.get(self.definition.unit, "")
+        if not value or self.definition.status is not Status.RUNNING or self.is_over(now_us):
+            return False
+        bucket = hash_unit(self.definition.hash_seed, value, self.definition.hash_version)
+        return bucket is not None and choose_variant(bucket, self.definition.ranges) == 0
+
+    def is_over(self, now_us: int) -> bool:
+        return self.scope.ends_at_us is not None and now_us >= self.scope.ends_at_us
 
 
-def holding(holdouts: Iterable[Holdout], experiment_key: str, unit: str, value: str) -> Holdout | None:
-    """The first holdout that keeps this unit out of the experiment."""
-    for holdout in holdouts:
-        if holdout.unit == unit and holdout.covers(experiment_key) and holdout.holds(value):
-            return holdout
-    return None
+def holding(holdouts: Iterable[Holdout], units: Mapping[str, str], now_us: int) -> tuple[Holdout, ...]:
+    """Those that hold this request's units out."""
+    return tuple(one for one in holdouts if one.holds(units, now_us))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.recommender.experiments.definitions import Experiment
+from services.recommender.experiments.definitions import Experiment, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +45,13 @@ class RegisteredExperiment:
     updated_at_us: int = 0
     started_at_us: int | None = None
     stopped_at_us: int | None = None
+
+    @property
+    def until_us(self) -> int | None:
+        """When it was stopped, or when a holdout ends; None: nobody knows yet."""
+        holdout = self.definition.holdout
+        ends = [self.stopped_at_us, None if holdout is None else holdout.ends_at_us]
+        return min((end for end in ends if end is not None), default=None)
+
+    def is_running(self, now_us: int) -> bool:
+        return self.definition.status is Status.RUNNING and (self.until_us is None or now_us < self.until_us)

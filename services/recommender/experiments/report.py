@@ -144,9 +144,20 @@ class DayCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyLift:
+    """Of one `quantile` (p95) against the control, by a bootstrap over users, for one look planned beforehand."""
+
+    quantile: str
+    lift: float | None
+    fixed: Bounds | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlateQuality:
     """What the served slates of a variant were like. Latencies in ms; rates are shares of requests; `coverage` counts
-    distinct items in `coverage_requests` requests, the same number for every variant (rarefaction)."""
+    distinct items in `coverage_requests` requests, the same number for every variant (rarefaction).
+    `latency_lifts`: none for the control."""
 
     variant: str
     requests: int
@@ -161,6 +172,7 @@ class SlateQuality:
     novelty: float | None
     coverage: float | None
     coverage_requests: int
+    latency_lifts: tuple[LatencyLift, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +197,8 @@ class Conclusion:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """`as_of_us`: newest data in it; None: no aggregate was built yet. `simulated`: some of its traffic was made by
-    the simulator, and every page must say so. `excluded_units`: met several variants. Variants: the control first."""
+    the simulator, and every page must say so. `excluded_units`: met several variants. Variants: the control first.
+    `holdout`: the control is who is held out, and the lift what all covered experiments shipped together."""
 
     experiment: str
     phase: int
@@ -204,3 +217,4 @@ class Report:
     conclusion: Conclusion
     alpha: float
     correction: str
+    holdout: bool = False

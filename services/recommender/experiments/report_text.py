@@ -41,10 +41,7 @@ def rows(report: Report) -> Iterator[Line]:
     for metric in report.metrics:
         for cell in metric.cells:
             yield from _cell("metric", metric.metric, cell)
-    for quality in report.quality:
-        for quantity, value in asdict(quality).items():
-            if quantity != "variant":
-                yield _line("quality", "", quality.variant, quantity, value)
+    yield from _quality(report)
     yield from _days(report)
     for segment in report.segments:
         for cell in segment.cells:
@@ -64,6 +61,15 @@ def _head(report: Report) -> Iterator[Line]:
     for alarm in report.alarms:
         for fact, value in alarm.facts.items():
             yield _line("alarm", alarm.code, quantity=fact, value=value)
+
+
+def _quality(report: Report) -> Iterator[Line]:
+    for quality in report.quality:
+        for quantity, value in asdict(quality).items():
+            if quantity not in ("variant", "latency_lifts"):
+                yield _line("quality", "", quality.variant, quantity, value)
+        for one in quality.latency_lifts:
+            yield ("quality", one.quantile, quality.variant, "", "latency_lift", one.lift, *_ends(one.fixed))
 
 
 def _days(report: Report) -> Iterator[Line]:

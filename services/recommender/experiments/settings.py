@@ -1,14 +1,12 @@
 """What a variant may change of a request, and what it may not. Pure.
 
-    diversity     0 to 1            exploration   0 to 0.5          hide_seen   true or false
-    weights       {action: weight}  candidates    1 to 2000         per_source  1 to 2000
-    sources       [name, …] those that propose; promotions and backfill always do
-    ranker        "model", or "retrieval": the order of retrieval, without asking the model
-    rules         an expression that items must pass beside the scene's own
-    deadline_ms   5 to 1000; never more than the request itself allows
-
-A model, an index or a release is refused: one release serves at a time, in one pair of engine and index memory. Which
-of two is better is asked by promoting the second and rolling back, or by two suites behind one weighted proxy.
+diversity     0 to 1            exploration   0 to 0.5          hide_seen   true or false
+weights       {action: weight}  candidates    1 to 2000         per_source  1 to 2000
+sources       [name, …] those that propose; promotions and backfill always do
+ranker        "model", or "retrieval": the order of retrieval, without asking the model
+rules         an expression that items must pass beside the scene's own
+deadline_ms   5 to 1000; never more than the request itself allows
+release       {"model": version, "index": version}, one of both at least: what serves in place of the active release
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared.contracts.variant_release import VariantRelease
 from shared.errors import FieldError, FilterInvalid
 
 SOURCES = ("user_vector", "behaviour", "context_items", "batch", "popular", "fresh")
@@ -25,7 +24,7 @@ SOURCES = ("user_vector", "behaviour", "context_items", "batch", "popular", "fre
 
 RANKERS = ("model", "retrieval")
 MAX_CANDIDATES = 2000
-_UNSHARED = ("release", "model", "index")
+_OF_RELEASE = ("model", "index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,9 @@ def setting_faults(settings: Mapping[str, Any], vocabulary: Vocabulary, pointer:
     """Every fault, at `<pointer>/<name>`."""
     for name, value in settings.items():
         where = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
-        if name in _UNSHARED:
-            message = f"one release serves at a time, so a variant cannot bring its own {name}; promote it instead"
-            yield FieldError(where, message, "unsupported_setting")
+        if name in _OF_RELEASE:
+            message = f'a {name} belongs to a release; write "release": {{"{name}": "<version>"}}'
+            yield FieldError(where, message, "unknown_setting")
         elif name not in _CHECKS:
             message = f"{name[:64]!a} is no setting of a variant; there are {', '.join(_CHECKS)}"
             yield FieldError(where, message, "unknown_setting")
@@ -108,6 +107,11 @@ def _rules(value: Any, vocabulary: Vocabulary, where: str) -> Iterator[FieldErro
             yield FieldError(where, fault.message, fault.code, fault.position)
 
 
+def _release(value: Any, _vocabulary: Vocabulary, where: str) -> Iterator[FieldError]:
+    if VariantRelease.of(value) is None:
+        yield FieldError(where, 'must be {"model": version, "index": version}, with one of both at least')
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -124,5 +128,6 @@ _CHECKS: Mapping[str, Check] = {
     "ranker": _ranker,
     "rules": _rules,
     "deadline_ms": _whole(5, 1000),
+    "release": _release,
 }
 SETTINGS: Sequence[str] = tuple(_CHECKS)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from services.recommender.experiments.report import SlateQuality
+from services.recommender.experiments.report import Bounds, LatencyLift, SlateQuality
 
+QUANTILES = (0.5, 0.95, 0.99)
 FALLBACK_RUNGS = ("last_good", "batch", "retrieval", "popular", "nothing")
 """Rungs of the degradation ladder below the model's own order."""
 STEPS = ((10_000, 50), (100_000, 500), (1_000_000, 5_000), (2**31 - 1, 50_000))
@@ -59,8 +60,15 @@ def merged(days: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def quality(variant: str, sums: Mapping[str, Any], slates_by_item: npt.ArrayLike, drawn: int) -> SlateQuality:
-    """`drawn`: requests to which the coverage of all variants is cut; 0: none."""
+def quality(
+    variant: str,
+    sums: Mapping[str, Any],
+    slates_by_item: npt.ArrayLike,
+    drawn: int,
+    lifts: Sequence[Mapping[str, Any]] = (),
+) -> SlateQuality:
+    """`drawn`: requests to which the coverage of all variants is cut; 0: none. `lifts` {q, lift, low, high, problem}
+    of its latencies."""
     requests = int(sums.get("requests", 0))
 
     def share(name: str) -> float | None:
@@ -85,4 +93,13 @@ def quality(variant: str, sums: Mapping[str, Any], slates_by_item: npt.ArrayLike
         novelty=mean("novelty"),
         coverage=rarefied(slates_by_item, int(sums["sampled"]), drawn) if drawn else None,
         coverage_requests=drawn,
+        latency_lifts=tuple(
+            LatencyLift(
+                quantile=f"p{one['q'] * 100:g}",
+                lift=one["lift"],
+                fixed=None if one["lift"] is None else Bounds(low=one["low"], high=one["high"]),
+                problem=one["problem"],
+            )
+            for one in lifts
+        ),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from services.recommender.journal import folders
+from services.recommender.journal import folders, losses
 from services.recommender.journal.database import load_slate
 from services.recommender.journal.drain import Drainer
 from services.recommender.journal.folders import HeldFolder
@@ -55,6 +56,7 @@ class Journal:
         self._places: dict[str, Place] = {}
         self._writer = JournalWriter(self._folder.path, self._written)
         self._drainer = Drainer(database, metrics, self._forget)
+        self._losses: losses.Losses = Counter()
         self._full = False
         self.status = "ok"
 
@@ -67,16 +69,16 @@ class Journal:
         """True once the kernel holds the record. False after `timeout_s` (it may still be written), or when it was
         refused; either way the answer may leave, and the loss is counted."""
         if len(self._places) >= self._max_slates:
-            return self._lost("full")
+            return self._lost("full", slate)
         if not self._writer.alive:
-            return self._lost("writer_died")
+            return self._lost("writer_died", slate)
         try:
             done = self._writer.submit(slate.recommendation_id, encode(slate))
         except (TypeError, ValueError) as error:
             _log.error("a slate cannot be written down", exc_info=error)
-            return self._lost("unwritable")
+            return self._lost("unwritable", slate)
         if done is None:
-            return self._lost("queue_full")
+            return self._lost("queue_full", slate)
         try:
             async with asyncio.timeout(timeout_s):
                 written = await done
@@ -84,7 +86,7 @@ class Journal:
             self._metrics.late.inc()
             return False
         if not written:
-            return self._lost("disk")
+            return self._lost("disk", slate)
         self._full = False
         self._metrics.written.inc()
         return True
@@ -112,7 +114,7 @@ class Journal:
         """Everything that waits now; False when the database or the disk did not take all of it."""
         while handled := await self._attempt(self._drain_own):
             self._metrics.waiting.set(len(self._places))
-        return handled is not None
+        return handled is not None and await self._tell_losses()
 
     async def adopt(self) -> None:
         """For ever: what dead processes left behind, into the database."""
@@ -141,6 +143,7 @@ class Journal:
             async with asyncio.timeout(drain_s):
                 while left := await self._attempt(self._drain_folder, self._folder):
                     pass
+                await self._tell_losses()
         self._folder.release(remove=left == 0)
 
     def _written(self, places: Sequence[tuple[str, Place]]) -> None:
@@ -151,11 +154,19 @@ class Journal:
             for recommendation_id in recommendation_ids:
                 self._places.pop(recommendation_id, None)
 
-    def _lost(self, cause: str) -> bool:
+    def _lost(self, cause: str, slate: ServedSlate) -> bool:
         self._metrics.lost.labels(cause).inc()
+        losses.count(self._losses, slate)
         if not self._full:
             _log.error("served slates go unrecorded", cause=cause, waiting=len(self._places))
         self._full = True
+        return False
+
+    async def _tell_losses(self) -> bool:
+        told, self._losses = self._losses, Counter()
+        if not told or await self._attempt(self._put_losses, told) is not None:
+            return True
+        self._losses.update(told)
         return False
 
     async def _attempt(self, work: Callable[..., int], *arguments: object) -> int | None:
@@ -171,6 +182,10 @@ class Journal:
             return None
         self.status = "ok"
         return handled
+
+    def _put_losses(self, told: losses.Losses) -> int:
+        self._database.transact(lambda connection: losses.put_losses(connection, told))
+        return len(told)
 
     def _drain_own(self) -> int:
         segments = self._folder.segments()

@@ -46,7 +46,7 @@ class RecommendPipeline:
         self,
         stages: Stages,
         *,
-        current: Callable[[], Snapshot],
+        current: Callable[[Query], Snapshot],
         limits: Limits,
         shares: Shares | None = None,
         clock: Clock = time.monotonic,
@@ -77,7 +77,7 @@ class RecommendPipeline:
     def _begin(self, query: Query) -> Context:
         budget = Budget(query.deadline, self._limits.reserve_s, self._clock)
         user = UserFeatures(UserHistory(query.user_key))
-        return Context(query, self._current(), budget, Report(self._clock), user)
+        return Context(query, self._current(query), budget, Report(self._clock), user)
 
     def _sources(self, query: Query) -> Sequence[Source]:
         """Backfill stands last and proposes nothing in retrieval; its bit marks what it added."""

@@ -15,13 +15,16 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
+from services.recommender.components.stored import last_good_key
 from services.recommender.domain import CandidateFilter, Query, UserFeatures
 from services.recommender.experiments.applying import Asked, apply
-from services.recommender.experiments.enrolling import Known, enrol, exposures
+from services.recommender.experiments.enrolling import Known, enrol, exposures, waiting
 from services.recommender.experiments.enrolment import Assignment, merged_settings
+from services.recommender.experiments.holdouts import holding
 from services.recommender.experiments.live import Live, SceneExperiments
 from services.recommender.serving import buckets
 from services.recommender.serving.state import StateHolder
+from shared.contracts.variant_release import SETTING, VariantRelease
 from shared.observability.logging import get_logger
 from shared.observability.tasks import TaskOwner
 
@@ -62,7 +65,8 @@ NO_ENROLMENT = Enrolment()
 
 @dataclass(frozen=True, slots=True)
 class Enroller:
-    """`live` gives the newest picture. `compile_rules` is cached by text."""
+    """`live` gives the newest picture. `compile_rules` is cached by text. `left_out` is told the experiment that leaves
+    a request out because a release of its variants is not loaded."""
 
     live: Callable[[], Live]
     reading: UserReading
@@ -70,6 +74,7 @@ class Enroller:
     holder: StateHolder
     tasks: TaskOwner
     compile_rules: Callable[[str], CandidateFilter]
+    left_out: Callable[[str], None] = field(default=lambda _experiment: None)
     clock: Callable[[], float] = field(default=time.monotonic)
 
     async def enrol(
@@ -88,12 +93,16 @@ class Enroller:
     async def _enrol(
         self, scene: SceneExperiments, query: Query, user_id: str | None, visitor_id: str | None, asked: Asked
     ) -> tuple[Query, Enrolment]:
-        if scene.shipped:
-            query = apply(query, scene.shipped, asked, self.compile_rules, shipped=True)
+        units = {kind: value for kind, value in (("user", user_id), ("visitor", visitor_id)) if value is not None}
+        held_by = holding(scene.holdouts, units, query.now_us)
+        if shipped := scene.shipped_to(held_by):
+            query = apply(query, shipped, asked, self.compile_rules, shipped=True)
         if not scene.experiments:
             return query, NO_ENROLMENT
-        units = {kind: value for kind, value in (("user", user_id), ("visitor", visitor_id)) if value is not None}
-        known = Known(units, query.context, query.now_us)
+        beside = self.holder.current().beside
+        for experiment in waiting(scene, beside):
+            self.left_out(experiment)
+        known = Known(units, query.context, query.now_us, held_by=held_by, loaded=beside)
         if scene.reads_user:
             query = await self._read(scene, query, units)
             known = _knowing(known, scene, query.user)
@@ -102,7 +111,10 @@ class Enroller:
             return query, NO_ENROLMENT
         if scene.keeps_buckets and query.user is not None:
             self._remember(scene, assignments, query.user)
-        query = apply(query, merged_settings(assignments), asked, self.compile_rules, shipped=False)
+        settings = merged_settings(assignments)
+        query = apply(query, settings, asked, self.compile_rules, shipped=False)
+        if (release := VariantRelease.of(settings.get(SETTING))) is not None:
+            query = replace(query, release=beside[release])
         return query, Enrolment(assignments, tuple(exposures(scene, assignments, known, query.user_key)))
 
     async def _read(self, scene: SceneExperiments, query: Query, units: Mapping[str, str]) -> Query:
@@ -111,6 +123,12 @@ class Enroller:
         if not query.personalized or timeout_s < LEAST_S:
             return query
         keys = tuple(buckets.sticky_key(*one) for one in units.items()) if scene.keeps_buckets else ()
+        # Which release the request meets is not known yet; the pipeline reads nothing after this.
+        keys += tuple(
+            last_good_key(beside.release.release, query.user_key)
+            for wanted, beside in self.holder.current().beside.items()
+            if wanted in scene.releases
+        )
         begin = self.clock()
         try:
             async with asyncio.timeout(timeout_s):

@@ -142,9 +142,9 @@ class ReleaseWatcher:
         model = None if release.model_version is None else self._store.manifest(ModelManifest, release.model_version)
         if release.index_version is None:
             return model, None
-        index = current.index
-        if index is None or index.version != release.index_version:
-            index = RetrievalIndex.open(self._store, release.index_version)
+        opened = [current.index, *(beside.index for beside in current.beside.values())]
+        known = (one for one in opened if one is not None and one.version == release.index_version)
+        index = next(known, None) or RetrievalIndex.open(self._store, release.index_version)
         if index.model_version not in (None, release.model_version):
             raise ArtifactError(
                 f"index {index.version} was built from model {index.model_version}, and the release names "

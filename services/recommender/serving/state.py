@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,16 @@ from services.recommender.fresh import FreshTable
 from services.recommender.popular import PopularTable
 from services.recommender.retrieval.index import RetrievalIndex
 from shared.contracts.manifest import ModelManifest, Release
+from shared.contracts.variant_release import VariantRelease
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a variant serves in place of the active release."""
+
+    release: Release
+    model: ModelManifest | None
+    index: RetrievalIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +32,7 @@ class ServingState:
     """Frozen; take it once a request (`holder.current()`), so that release, index and popularity belong together.
 
     `release`, `model`, `index`: None until one is active and could be opened; the suite then serves popular and fresh.
+    `beside` has the variants' releases that can be served now.
     `catalogue` is the one live object in it: grown in place by one thread, each of its `view()`s is consistent.
     """
 
@@ -29,6 +42,7 @@ class ServingState:
     catalogue: Catalogue
     popular: PopularTable
     fresh: FreshTable
+    beside: Mapping[VariantRelease, Beside] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def empty(cls, catalogue: Catalogue) -> ServingState:
@@ -41,6 +55,9 @@ class ServingState:
             PopularTable(np.empty(0, np.int32), np.empty(0, np.float32), {}),
             FreshTable.from_catalogue(catalogue),
         )
+
+    def with_release(self, beside: Beside) -> ServingState:
+        return replace(self, release=beside.release, model=beside.model, index=beside.index)
 
     @property
     def release_name(self) -> str:
@@ -65,6 +82,11 @@ class StateHolder:
 
     def current(self) -> ServingState:
         return self._state
+
+    def serving(self, release: Any) -> ServingState:
+        """Of one request: with what its variant serves (`Query.release`)."""
+        state = self._state
+        return state if release is None else state.with_release(release)
 
     def swap(self, **changes: Any) -> ServingState:
         """Replaces the named fields by one assignment: a request sees all of them or none. Tasks that replace different

@@ -14,11 +14,12 @@ from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registry.store import ExperimentStore, StoredExperiment
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
 from shared.contracts.manifest import Release
+from shared.contracts.variant_release import MOST
 from shared.errors import Conflict, NotFound, SilkrecError, ValidationFailed
 from shared.schema import Scene, Schema, UserField
 from shared.settings.load import load_settings
 from shared.settings.roots import DatabaseSettings
-from shared.storage import deployments
+from shared.storage import deployments, variant_releases
 from shared.storage.database import Database
 from shared.storage.tables import experiments
 from tests.unit.experiments.written import registered, varying
@@ -149,6 +150,8 @@ def test_shipping_keeps_release_and_settings_and_a_rolled_back_release_takes_it_
     for key, setting in (("one", {"diversity": 0.3}), ("two", {"ranker": "retrieval"})):
         started(database, key, variants=varying(**setting))
         assert ours.ship(key, "changed", actor="ann").status is Status.STOPPED, "what runs is stopped by it"
+    trail = [(entry.action, entry.actor) for entry in ours.audit("two")]
+    assert trail[:2] == [("ship", "ann"), ("stop", "ann")], "and the audit says that it was"
     with database.read() as connection:
         active = deployments.active(connection)
     assert active is not None
@@ -160,6 +163,69 @@ def test_shipping_keeps_release_and_settings_and_a_rolled_back_release_takes_it_
     assert [one.registered.shipped for one in sorted(ours.list(), key=lambda one: one.key)] == [None, "changed"]
     database.transact(lambda connection: deployments.roll_back(connection, actor="ann", to_version=active.version - 2))
     assert [one.registered.shipped for one in ours.list()] == [None, None]
+
+
+def test_a_holdout_has_nothing_to_ship(database: Database) -> None:
+    parts = [{"key": "held_out", "weight": 0.1}, {"key": "rest", "weight": 0.9}]
+    started(database, "winter", variants=parts, holdout={})
+    with pytest.raises(Conflict, match="is a holdout"):
+        store(database).ship("winter", "rest", actor="ann")
+
+
+def releasing(index: str) -> list[dict[str, Any]]:
+    return varying(release={"model": f"m-of-{index}", "index": index})
+
+
+def test_releases_of_variants_are_bounded_and_read_by_both_services(database: Database) -> None:
+    ours = store(database)
+    for place, index in enumerate(("i-1", "i-2", "i-3")):
+        space = {"key": "split", "start": place / 3, "end": (place + 1) / 3}
+        ours.create(registered(index, variants=releasing(index), namespace=space), actor="ann")
+
+    def asked() -> list[str | None]:
+        with database.read() as connection:
+            return [one.index for one in variant_releases.wanted(connection)]
+
+    assert len(asked()) == MOST, "drafts are loaded ahead, while there is room"
+    for index in ("i-1", "i-2"):
+        ours.start(index, actor="ann")
+    assert set(asked()) == {"i-1", "i-2"}
+    with pytest.raises(Conflict, match="3 releases beside"):
+        ours.start("i-3", actor="ann")
+    ours.kill_variant("i-1", "changed", actor="ann")
+    assert ours.start("i-3", actor="ann").status is Status.RUNNING
+    assert set(asked()) == {"i-2", "i-3"}
+
+
+def test_a_shipped_release_gives_way_to_the_one_before_unless_another_was_promoted_since(database: Database) -> None:
+    ours = store(database)
+    first = Release(release="r-1", model_version="m-1", index_version="i-1")
+    with database.write() as connection:
+        deployments.promote(connection, first, settings={}, actor="ann")
+
+    def active() -> Release:
+        with database.read() as connection:
+            found = deployments.active(connection)
+        assert found is not None
+        return found.release
+
+    mixed = varying(release={"model": "m-9", "index": "i-9"}, diversity=0.4)
+    started(database, "here", variants=mixed, scenes=["home"])
+    with pytest.raises(Conflict, match="serves every scene"):
+        ours.ship("here", "changed", actor="ann")
+    ours.stop("here", actor="ann")
+    started(database, variants=mixed)
+    ours.ship("mmr", "changed", actor="ann")
+    assert (active().model_version, active().index_version) == ("m-9", "i-9")
+    ours.ship("mmr", "changed", actor="ann")
+    ours.roll_back("mmr", actor="ann")
+    assert active() == first, "also when it was shipped twice"
+    ours.ship("mmr", "changed", actor="ann")
+    later = Release(release="r-2", model_version="m-1", index_version="i-1")
+    with database.write() as connection:
+        deployments.promote(connection, later, settings=None, actor="ann")
+    ours.roll_back("mmr", actor="ann")
+    assert active() == later
 
 
 def test_before_the_first_release_settings_can_be_shipped_too(database: Database) -> None:

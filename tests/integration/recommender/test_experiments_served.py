@@ -11,10 +11,11 @@ from sqlalchemy import func, select
 
 from shared.storage.database import Database
 from shared.storage.tables import experiment_slates, exposures
-from tests.integration.recommender.shop import Recommender, eventually, put_items, recommender, settings
+from tests.integration.recommender.shop import ITEMS, Recommender, eventually, put_items, recommender, settings
 from tests.integration.recommender.shop import promote as promote_release
 from tests.integration.recommender.test_serving import store
 from tests.unit.experiments.written import body, varying
+from tests.unit.recommender.indexes import put_index, put_model
 
 pytestmark = pytest.mark.integration
 
@@ -110,7 +111,7 @@ def test_from_draft_to_shipped(database: Database, redis_url: str, tmp_path: Pat
 
             await eventually(dear_again)
             trail = (await ours.client.get("/v1/experiments/mmr/audit")).json()["items"]
-            assert [row["action"] for row in trail] == ["roll_back", "ship", "start", "edit", "create"]
+            assert [row["action"] for row in trail] == ["roll_back", "ship", "stop", "start", "edit", "create"]
             assert (await ours.client.get("/v1/experiments")).json()["items"][0]["key"] == "mmr"
 
     asyncio.run(scenario())
@@ -142,5 +143,52 @@ def test_who_signs_in_keeps_the_variant_and_an_unknown_profile_is_left_out(
                 await eventually(remembered)
                 assert (await ours.recommend(visitor_id=visitor, user_id=user))["stage_ms"]["features"] > 0
             assert (await ours.recommend(user_id="user-1", personalized=False))["experiments"] == []
+
+    asyncio.run(scenario())
+
+
+def test_a_variant_serves_its_own_model_and_index_and_shipping_it_promotes_them(
+    database: Database, redis_url: str, tmp_path: Path
+) -> None:
+    told = settings(database, redis_url, tmp_path, deadline_ms=1000)
+    put_items(database)
+    promote_release(database, store(told), "r-1")
+
+    async def scenario() -> None:
+        async with recommender(told) as ours:
+            await ours.until(release="ok", redis="ok", inference="ok", experiments="ok")
+            put_model(store(told), "m-2")
+            put_index(store(told), "i-other", items=ITEMS + 1, model_version="m-2")
+            await post(ours, "", 201, **body(variants=varying(release={"model": "m-2", "index": "i-other"})))
+            ours.inference.away = True
+            await ours.until(True, **{"variant releases": "m-2 with i-other is open and waits"})
+            local = {"host": "localhost"}
+            page = await ours.client.get("/dashboard/experiments/mmr", headers=local)
+            assert "m-2 with i-other is open and waits for inference" in page.text
+            ours.inference.away = False
+            await post(ours, "/mmr:start")
+            served = {}
+
+            async def everybody_is_enrolled() -> bool:
+                return len(await met(ours, "user-0")) == 1
+
+            await eventually(everybody_is_enrolled)
+            page = await ours.client.get("/dashboard/experiments/mmr", headers=local)
+            assert (page.status_code, "waits for inference" in page.text) == (200, False)
+            for number in range(20):
+                answer = await ours.recommend(user_id=f"user-{number}", count=5)
+                (row,) = answer["experiments"]
+                served[row["variant"]] = (answer["model_version"], answer["index_version"])
+                assert "rank" not in [stage["stage"] for stage in answer["degraded_stages"]]
+            assert served == {"control": ("m-1", "i-r-1"), "changed": ("m-2", "i-other")}
+            assert {request.model_version for request in ours.inference.ranked} == {"m-1", "m-2"}
+            await post(ours, "/mmr:ship", variant="changed")
+
+            async def everybody_has(index: str) -> bool:
+                return bool((await ours.recommend(user_id="bob"))["index_version"] == index)
+
+            await eventually(lambda: everybody_has("i-other"))
+            await post(ours, "/mmr:roll_back")
+            await eventually(lambda: everybody_has("i-r-1"))
 
     asyncio.run(scenario())

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from services.recommender.experiments.assignment import Namespace
-from services.recommender.experiments.dashboard.drafts import DEFAULTS, FormFaults, place, read
+from services.recommender.experiments.dashboard.drafts import (
+    DEFAULTS,
+    HOLDOUT_DEFAULTS,
+    FormFaults,
+    place,
+    read,
+    write,
+)
 from services.recommender.experiments.dashboard.i18n import Catalogue
+from services.recommender.experiments.definitions import Experiment, HoldOut, Status, Variant
 from services.recommender.experiments.registered import Plan
 from shared.errors import FieldError, ValidationFailed
+from tests import dashboard_example as example
 from tests.dashboard_app import FakePort
 from tests.unit.dashboard.test_access import ORIGIN, fields, opened
 
@@ -52,10 +64,10 @@ def test_all_that_cannot_be_read_is_named_at_once() -> None:
 
 def test_faults_of_the_registry_go_to_their_fields() -> None:
     pointers = ("/plan/primary", "/variants/1/settings/depth", "/variants", "/weights", "/plan/guardrails/revenue")
-    error = ValidationFailed("no", errors=[FieldError(one, one) for one in (*pointers, "/forced")])
+    error = ValidationFailed("no", errors=[FieldError(one, one) for one in (*pointers, "/colour")])
     by_field, general = place(error)
     assert set(by_field) == {"primary", "settings_2", "variants", "weight_1", "guardrails"}
-    assert general == ["/forced"]
+    assert general == ["/colour"]
     assert place(ValidationFailed("all of it")) == ({}, ["all of it"])
 
 
@@ -114,3 +126,80 @@ async def test_each_change_is_asked_before_it_is_done(action: str, more: dict[st
         assert (await client.post(path, data=form, headers=ORIGIN)).status_code == 303
     assert port.entries[key][0].action == {"kill": "kill_variant"}.get(action, action)
     assert len(port.entries[key]) == before + 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"forced": {"a=b": "v1", "bob": "v2"}, "hash_version": 1, "seed": "s"},
+        {"variants": tuple(Variant(f"v{n}", 1 / 7, {"diversity": n / 10}) for n in range(7))},
+        {"namespace": None, "variants": (Variant("v1", 0.1), Variant("v2", 0.9)), "holdout": HoldOut("home", 10**15)},
+    ],
+)
+def test_the_form_of_a_draft_makes_the_same_draft_again(changes: dict[str, Any]) -> None:
+    variants = (Variant("v1", 0.25, {"rules": "price > 1"}), Variant("v2", 0.75))
+    draft = replace(
+        example.experiment("longer-slates", Status.DRAFT),
+        definition=Experiment(**{"key": "longer-slates", "variants": variants, "coverage": 0.3, **changes}),
+        created_at_us=0,
+        updated_at_us=0,
+    )
+    assert read(write(draft), Catalogue("en"), draft) == draft
+
+
+async def test_a_draft_is_edited_and_what_runs_is_not() -> None:
+    port = FakePort()
+    path = "/dashboard/experiments/longer-slates/edit"
+    async with opened(port) as client:
+        form = await fields(client, path)
+        sent = {**write(port.experiments["longer-slates"]), **form, "owner": "Bo", "forced": "ann = diverse"}
+        unread = await client.post(path, data={**sent, "forced": "ann"}, headers=ORIGIN)
+        assert (unread.status_code, 'id="e-forced"' in unread.text) == (422, True)
+        assert (await client.post(path, data=sent, headers=ORIGIN)).status_code == 303
+        again = await client.post(path, data=sent, headers=ORIGIN)
+        assert again.status_code == 409, "it was changed since the form was shown"
+        assert (await client.get("/dashboard/experiments/diverse-home/edit")).status_code == 409
+    after = port.experiments["longer-slates"]
+    assert (after.owner, dict(after.definition.forced)) == ("Bo", {"ann": "diverse"})
+    assert (port.entries["longer-slates"][0].action, port.entries["longer-slates"][0].actor) == ("edit", "local")
+
+
+async def test_new_weights_begin_a_phase() -> None:
+    port = FakePort()
+    path = "/dashboard/experiments/diverse-home/phase"
+    async with opened(port) as client:
+        form = await fields(client, path)
+        sent = {**form, "weight_0": "0.1", "weight_1": "0.9", "coverage": "1", "redraw": "1", "keep_out": "1"}
+        for wrong in ({"weight_1": "half"}, {"weight_1": "0.5"}, {"coverage": "2"}):
+            refused = await client.post(path, data={**sent, **wrong}, headers=ORIGIN)
+            assert (refused.status_code, "alarm blocking" in refused.text) == (422, True)
+        assert port.experiments["diverse-home"].definition.phase == 0
+        assert (await client.post(path, data=sent, headers=ORIGIN)).status_code == 303
+        assert (await client.post(path, data=sent, headers=ORIGIN)).status_code == 409
+        assert (await client.get("/dashboard/experiments/longer-slates/phase")).status_code == 409
+    after = port.experiments["diverse-home"].definition
+    assert [one.weight for one in after.variants] == [0.1, 0.9]
+    assert (after.phase, after.first_open_phase, after.seed) == (1, 1, "diverse-home-1")
+    assert port.entries["diverse-home"][0].action == "new_phase"
+
+
+async def test_a_holdout_is_created_listed_and_reported_as_what_it_is() -> None:
+    port = FakePort()
+    filled = {**HOLDOUT_DEFAULTS, "key": "winter", "hypothesis": "All of it pays", "owner": "Ann"}
+    async with opened(port) as client:
+        form = await fields(client, f"{NEW}?holdout=1")
+        nameless = await client.post(NEW, data={**filled, **form, "holdout": "namespace"}, headers=ORIGIN)
+        assert (nameless.status_code, 'id="e-namespace"' in nameless.text) == (422, True)
+        ended = {**filled, **form, "holdout_ends": "2027-01-01T00:00:00Z"}
+        assert (await client.post(NEW, data=ended, headers=ORIGIN)).status_code == 303
+        made = port.experiments["winter"]
+        assert made.definition.holdout == HoldOut(None, 1_798_761_600_000_000)
+        assert [(one.key, one.weight) for one in made.definition.variants] == [("held_out", 0.05), ("rest", 0.95)]
+        port.experiments["winter"] = replace(made, definition=replace(made.definition, status=Status.RUNNING))
+        port.reports["winter"] = replace(example.report("winter"), holdout=True)
+        assert '<span class="badge idle">holdout</span>' in (await client.get("/dashboard")).text
+        page = (await client.get("/dashboard/experiments/winter")).text
+    assert "What was shipped together made things better" in page
+    assert "every experiment" in page
+    assert "/winter/ship" not in page
+    assert "/winter/kill" not in page

@@ -87,6 +87,7 @@ def numbers_of(report: Report, f: Formats) -> list[str]:
         found += [f.count(one.requests), *map(f.milliseconds, (one.p50_ms, one.p95_ms, one.p99_ms))]
         found += map(f.share, (one.error_rate, one.fallback_rate, one.degraded_rate, one.empty_rate))
         found += [f.number(one.ild), f.number(one.novelty)]
+        found += [text for lift in one.latency_lifts if lift.lift for text in (f.lift(lift.lift), f.bounds(lift.fixed))]
     return [*found, f.count(report.excluded_units)]
 
 
@@ -147,6 +148,15 @@ def test_simulated_traffic_is_named_on_every_page_it_fed() -> None:
 
 def test_an_experiment_without_data_has_a_page() -> None:
     assert "There is no data yet" in get("/dashboard/experiments/longer-slates").text
+
+
+def test_an_experiment_that_waits_for_a_release_says_so() -> None:
+    port = FakePort()
+    port.waits["diverse-home"] = "m-2 is open and waits for inference"
+    html = get("/dashboard/experiments/diverse-home", port).text
+    assert "nobody meets this experiment here" in html
+    assert "m-2 is open and waits for inference" in html
+    assert "nobody meets this experiment here" not in get("/dashboard/experiments/new-ranker", port).text
 
 
 def test_hostile_names_are_text_everywhere() -> None:

@@ -129,7 +129,8 @@ def counts(**changes: Any) -> Counts:
         ({"excluded": 100}, [(AlarmCode.MULTI_VARIANT_UNITS, True)]),
         ({"running_since_us": 1}, [(AlarmCode.STALE_DATA, True)]),
         ({"running_since_us": 1, "newest_us": 10 * HOUR_US}, []),
-        ({"lost_slates": 3}, [(AlarmCode.LOST_SLATES, True)]),
+        ({"lost_slates": 3, "slates": 200}, [(AlarmCode.LOST_SLATES, True)]),
+        ({"lost_slates": 3, "slates": 2000}, [(AlarmCode.LOST_SLATES, False)]),
     ],
 )
 def test_what_is_wrong_with_the_data_is_told(changes: dict[str, Any], wanted: list[Any]) -> None:

@@ -49,6 +49,16 @@ def test_a_document_is_read_as_it_was_written() -> None:
     assert parse(orjson.loads(orjson.dumps(dump(whole))), status=Status.DRAFT) == whole
 
 
+def test_a_holdout_is_read_as_it_was_written_and_its_end_is_a_time() -> None:
+    rest = [{"key": "held_out", "weight": 0.1}, {"key": "rest", "weight": 0.9}]
+    whole = registered(variants=rest, holdout={"namespace": "home", "ends_at": "2027-01-01T00:00:00+01:00"})
+    assert parse(orjson.loads(orjson.dumps(dump(whole))), status=Status.DRAFT) == whole
+    assert dump(whole)["holdout"] == {"namespace": "home", "ends_at": "2026-12-31T23:00:00Z"}
+    with pytest.raises(ValidationFailed, match="RFC 3339"):
+        registered(variants=rest, holdout={"ends_at": "new year"})
+    assert set(faults(variants=rest, holdout={}, targeting='context.device = "phone"')) == {"/targeting"}
+
+
 def test_phase_and_killed_variants_survive_the_database() -> None:
     from dataclasses import replace
 
@@ -84,7 +94,7 @@ def test_every_fault_is_named_at_once() -> None:
         "/variants/1/settings/colour",
         "/variants/1/settings/model",
     }
-    assert "one release serves at a time" in found["/variants/1/settings/model"]
+    assert "belongs to a release" in found["/variants/1/settings/model"]
     assert "there are diversity, exploration" in found["/variants/1/settings/colour"]
 
 

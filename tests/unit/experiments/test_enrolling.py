@@ -15,6 +15,7 @@ from services.recommender.domain import Query
 from services.recommender.experiments.applying import Asked, apply
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.enrolling import Known, enrol, exposures
+from services.recommender.experiments.holdouts import holding
 from services.recommender.experiments.live import Live, LiveExperiment, SceneExperiments, Shipped
 from services.recommender.experiments.measures import NoveltyTable, intra_list_diversity
 from services.recommender.filters import compile_filter, compile_targeting
@@ -209,6 +210,28 @@ def test_of_two_shipped_settings_the_later_one_counts() -> None:
     )
     assert scene_of(shipped=entries).shipped == {"diversity": 0.7, "ranker": "model"}
     assert scene_of(shipped=entries, name="cart").shipped == {"diversity": 0.2, "ranker": "model"}
+
+
+def test_what_is_shipped_while_a_holdout_lasts_is_kept_from_its_units_alone() -> None:
+    rest = [{"key": "held_out", "weight": 0.5}, {"key": "rest", "weight": 0.5}]
+    live = replace(running("quarter", variants=rest, holdout={"namespace": "home"}), started_at_us=100)
+    entries = (
+        Shipped("before", "v", frozenset(), {"diversity": 0.1}, "home", 99),
+        Shipped("since", "v", frozenset(), {"diversity": 0.7}, "home", 100),
+        Shipped("elsewhere", "v", frozenset(), {"ranker": "retrieval"}, "cart", 200),
+    )
+    scene = scene_of(live, running(namespace={"key": "home", "start": 0, "end": 1}), shipped=entries)
+    met: dict[str, set[str]] = {}
+    for number in range(50):
+        units = {"user": f"user-{number}"}
+        held_by = holding(scene.holdouts, units, NOW_US)
+        found = {one.experiment: one.variant for one in enrol(scene, known(units=units, held_by=held_by))}
+        assert ("mmr" in found) == (found["quarter"] == "rest")
+        shipped = scene.shipped_to(held_by)
+        assert shipped["ranker"] == "retrieval"
+        assert shipped["diversity"] == (0.1 if held_by else 0.7)
+        met.setdefault(str(found["quarter"]), set()).add(units["user"])
+    assert set(met) == {"held_out", "rest"}
 
 
 def test_diversity_is_one_minus_the_mean_cosine_of_all_pairs() -> None:

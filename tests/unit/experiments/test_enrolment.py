@@ -11,6 +11,7 @@ import pytest
 from services.recommender.experiments.assignment import Namespace
 from services.recommender.experiments.definitions import (
     Experiment,
+    HoldOut,
     Status,
     Variant,
     conflicting_settings,
@@ -18,7 +19,7 @@ from services.recommender.experiments.definitions import (
     next_phase,
 )
 from services.recommender.experiments.enrolment import Assignment, Reason, assign, merged_settings
-from services.recommender.experiments.holdouts import Holdout
+from services.recommender.experiments.holdouts import Holdout, holding
 from services.recommender.experiments.sticky import document_key, merge
 from shared.errors import ValidationFailed
 
@@ -153,31 +154,50 @@ def test_the_control_cannot_be_killed_nor_a_variant_that_is_none() -> None:
         kill_variant(experiment(), "odd")
 
 
+def holdout(share: float = 0.1, *, unit: str = "user", **scope: Any) -> Holdout:
+    parts = (Variant("held_out", share), Variant("rest", 1 - share))
+    definition = Experiment(key="quarter", variants=parts, status=Status.RUNNING, unit=unit, holdout=HoldOut(**scope))
+    return Holdout(definition)
+
+
 def test_held_out_units_meet_no_variant_even_if_sticky_and_are_alike_for_all_experiments() -> None:
-    holdout = Holdout("quarter", 0.1)
-    out = {user for user in USERS if holdout.holds(user)}
+    quarter = holdout()
+    out = {user for user in USERS if holding([quarter], {"user": user}, 0)}
     assert abs(len(out) / len(USERS) - 0.1) < 0.03
+    assert out == {user for user, met in variants_of(quarter.definition).items() if met == "held_out"}
     for key in ("diversity", "other"):
-        variants = variants_of(experiment(key=key), holdouts=[holdout])
-        assert {user for user, variant in variants.items() if variant is None} == out
-    held = next(iter(out))
-    sticky = {"diversity__0": "bold"}
-    assert assign(experiment(), {"user": held}, sticky=sticky, holdouts=[holdout]).reason is Reason.HELD_OUT
-    only_other = replace(holdout, experiments=frozenset({"other"}))
-    assert assign(experiment(), {"user": held}, holdouts=[only_other]).variant is not None
+        for user in USERS[:200]:
+            met = assign(experiment(key=key), {"user": user}, held_by=holding([quarter], {"user": user}, 0))
+            assert (met.variant is None) == (user in out)
+    held = holding([quarter], {"user": next(iter(out))}, 0)
+    assert assign(experiment(), {"user": "x"}, sticky={"diversity__0": "bold"}, held_by=held).reason is Reason.HELD_OUT
+    assert assign(quarter.definition, {"user": next(iter(out))}, held_by=held).variant == "held_out", "it reports"
+
+
+def test_a_holdout_of_a_namespace_holds_out_of_its_experiments_alone() -> None:
+    held = (holdout(namespace="home"),)
+    inside, outside = experiment(namespace=Namespace("home", 0, 1)), experiment(namespace=Namespace("cart", 0, 1))
+    reasons = [assign(one, {"user": "u"}, held_by=held).reason for one in (inside, outside, experiment())]
+    assert reasons == [Reason.HELD_OUT, Reason.BUCKET, Reason.BUCKET]
+
+
+def test_a_holdout_is_over_at_its_end_and_when_it_is_stopped() -> None:
+    quarter = holdout(1.0, ends_at_us=1000)
+    assert [quarter.holds({"user": "ann"}, now) for now in (999, 1000)] == [True, False]
+    stopped = Holdout(replace(quarter.definition, status=Status.STOPPED))
+    assert not stopped.holds({"user": "ann"}, 999)
 
 
 def test_a_user_held_out_stays_so_when_the_experiment_hashes_the_visitor() -> None:
-    holdout = Holdout("quarter", 0.1)
-    held = next(user for user in USERS if holdout.holds(user))
-    by_visitor = experiment(unit="visitor")
-    assert assign(by_visitor, {"visitor": "v1", "user": held}, holdouts=[holdout]).reason is Reason.HELD_OUT
-    assert assign(by_visitor, {"visitor": held}, holdouts=[holdout]).reason is Reason.BUCKET
+    quarter = holdout()
+    user = next(user for user in USERS if quarter.holds({"user": user}, 0))
+    assert quarter.holds({"visitor": "v1", "user": user}, 0)
+    assert not quarter.holds({"visitor": user}, 0)
 
 
 def test_a_larger_holdout_keeps_those_it_held() -> None:
-    small, large = Holdout("quarter", 0.05), Holdout("quarter", 0.2)
-    assert all(large.holds(user) for user in USERS if small.holds(user))
+    small, large = holdout(0.05), holdout(0.2)
+    assert all(large.holds({"user": user}, 0) for user in USERS if small.holds({"user": user}, 0))
 
 
 def test_two_experiments_that_change_one_setting_of_the_same_units_conflict() -> None:
@@ -226,10 +246,21 @@ def test_all_faults_of_a_definition_are_told_at_once() -> None:
     assert len(refused.value.errors) == 3
 
 
-@pytest.mark.parametrize(("key", "share"), [("", 0.1), ("quarter", 1.1), ("quarter", float("nan"))])
-def test_an_impossible_holdout_is_refused(key: str, share: float) -> None:
-    with pytest.raises(ValidationFailed):
-        Holdout(key, share)
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"variants": (Variant("a", 0.5), Variant("b", 0.3), Variant("c", 0.2))}, "/variants"),
+        ({"variants": (Variant("a", 0.5), Variant("b", 0.5, {"diversity": 0.1}))}, "/variants/1/settings"),
+        ({"namespace": Namespace("home", 0, 1)}, "/namespace"),
+        ({"fallback_unit": "visitor"}, "/fallback_unit"),
+        ({"forced": {"ann": "a"}}, "/forced"),
+    ],
+)
+def test_what_makes_no_sense_in_a_holdout_is_refused(changes: dict[str, Any], pointer: str) -> None:
+    plain = {"key": "quarter", "variants": (Variant("a", 0.5), Variant("b", 0.5)), "holdout": HoldOut()}
+    with pytest.raises(ValidationFailed) as caught:
+        Experiment(**{**plain, **changes})
+    assert [fault.pointer for fault in caught.value.errors] == [pointer]
 
 
 def test_a_phase_needs_a_weight_for_every_variant() -> None:

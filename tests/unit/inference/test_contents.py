@@ -194,3 +194,19 @@ def test_what_is_kept_for_later_models_is_bounded(world: World) -> None:
         assert scores[0] == scores[1] != scores[2] == scores[3] == scores[4]
 
     asyncio.run(scenario())
+
+
+def test_a_model_beside_gets_content_too_what_came_before_it_and_what_comes_after(world: World) -> None:
+    async def scenario() -> None:
+        await world.switch("m-1")
+        await world.contents.upsert([tea(NEW)])
+        publish(world.store, "m-2", seed=1, content=TOKENISER.dumps())
+        async with world.contents.switching():
+            await asyncio.to_thread(world.engine.load, world.store.folder(ModelManifest, "m-2"), beside=True)
+        told = await world.contents.upsert([tea(NEW + 1)])
+        assert (told.model_version, told.taken) == ("m-1", 1)
+        beside = world.engine.slot.resolve("m-2")
+        rows = beside.items.rows_of(np.asarray([NEW, NEW + 1, NEW + 2], np.int64))
+        assert [row != beside.vocabulary for row in rows] == [True, True, False]
+
+    asyncio.run(scenario())

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.inference.engine.engine import Engine, EngineOptions
+from services.inference.engine.request import InferRequest
 from services.inference.watcher import ModelWatcher
 from shared.contracts.manifest import Deployment, ModelManifest, Release
-from shared.errors import DatabaseUnavailable
+from shared.contracts.variant_release import VariantRelease
+from shared.errors import DatabaseUnavailable, NotFound
 from shared.storage.artifacts import ArtifactStore
 from tests.inference_models import publish
+from tests.unit.recommender.indexes import put_index
 
 
 @dataclass
@@ -25,13 +29,22 @@ class World:
     promoted: str | None = None
     up: bool = True
     now: float = 0.0
+    wanted: tuple[VariantRelease, ...] = ()
     engine: Engine = field(default_factory=lambda: Engine(EngineOptions(threads=1)))
 
     def __post_init__(self) -> None:
         self.store = ArtifactStore(self.root)
         self.watcher = ModelWatcher(
-            engine=self.engine, store=self.store, active=self._active, refresh_s=1.0, clock=lambda: self.now
+            engine=self.engine,
+            store=self.store,
+            active=self._active,
+            wanted=self._asked,
+            refresh_s=1.0,
+            clock=lambda: self.now,
         )
+
+    async def _asked(self) -> tuple[VariantRelease, ...]:
+        return self.wanted
 
     async def _active(self) -> Deployment | None:
         if not self.up:
@@ -161,3 +174,57 @@ def test_rolling_back_uses_the_model_that_is_still_warm(world: World) -> None:
     missing(world.store.folder(ModelManifest, "m-1"))
     world.promote("m-1")
     assert (world.serving, world.watcher.model) == ("m-1", "ok")
+
+
+def ask(world: World, version: str) -> list[float]:
+    """Scores of one user's candidates by that model."""
+    history = np.asarray([1, 2], np.int32), np.asarray([1, 2], np.int8), np.asarray([10, 20], np.int64)
+    request = InferRequest(*history, np.asarray([3, 4], np.int32), 30, 10_000_000, model_version=version)
+    answer = asyncio.run(world.engine.infer(request))
+    assert answer.scores is not None
+    return answer.scores.ravel().tolist()
+
+
+def test_a_variants_model_is_served_beside_by_its_version_for_as_long_as_it_is_asked_for(world: World) -> None:
+    publish(world.store, "m-1")
+    publish(world.store, "m-2", seed=1)
+    put_index(world.store, "i-2", model_version="m-2")
+    put_index(world.store, "i-behaviour")
+    world.promote("m-1")
+    alone = ask(world, "")
+    world.wanted = (VariantRelease(None, "i-2"), VariantRelease(None, "i-behaviour"))
+    world.look()
+    assert world.engine.slot.versions() == ("m-1", "m-2"), "the index says which model goes with it"
+    assert (world.serving, world.watcher.beside) == ("m-1", "ok")
+    assert ask(world, "m-1") == ask(world, "") == alone
+    assert ask(world, "m-2") != alone
+    assert asyncio.run(world.engine.check_integrity()) == []
+    world.wanted = ()
+    world.look()
+    with pytest.raises(NotFound):
+        ask(world, "m-2")
+
+
+def test_a_variants_model_that_cannot_be_loaded_harms_nobody_and_once_it_is_there_it_can_be_promoted(
+    world: World,
+) -> None:
+    publish(world.store, "m-1")
+    publish(world.store, "m-2", seed=1)
+    folder = world.store.folder(ModelManifest, "m-2")
+    missing(folder)
+    world.wanted = (VariantRelease("m-2", None), VariantRelease("m-1", None))
+    world.promote("m-1")
+    assert (world.serving, world.watcher.model) == ("m-1", "ok")
+    assert "m-2" in world.watcher.beside
+    folder.with_name("elsewhere").rename(folder)
+    world.look()
+    assert world.engine.slot.versions() == ("m-1",), "not at every look: hashing a large model is work"
+    world.now += 31
+    world.look()
+    assert (world.engine.slot.versions(), world.watcher.beside) == (("m-1", "m-2"), "ok")
+    for version in ("m-1", "m-2"):
+        world.store.folder(ModelManifest, version).rename(world.root / version)
+    world.promote("m-2")
+    assert (world.serving, world.watcher.model, world.watcher.beside) == ("m-2", "ok", "ok"), "it was warm"
+    assert [one.version for one in world.engine.slot.serving()] == ["m-2", "m-1"], "and the one before stays beside"
+    assert ask(world, "m-1") != ask(world, "m-2")

@@ -246,7 +246,7 @@ class World:
         stages = standard_stages(settings, user=self.user, inference=self.inference, side_effects=(kept,))
         limits = Limits(self.recommender.candidates, self.recommender.per_source, 0.006, 0.068)
         snapshot = self.snapshot()
-        return RecommendPipeline(stages, current=lambda: snapshot, limits=limits, clock=clock)
+        return RecommendPipeline(stages, current=lambda _query: snapshot, limits=limits, clock=clock)
 
     def run(self, deadline_s: float = 0.068, **asked: Any) -> Slate:
         return self.run_many(1, deadline_s, **asked)[0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from services.recommender.domain import Query, Rung, UserFeatures
 from services.recommender.experiments.definitions import Status
-from services.recommender.experiments.live import Live, LiveExperiment
+from services.recommender.experiments.live import Live, LiveExperiment, Shipped
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.serving.enroller import Enroller
 from shared.contracts.history import UserHistory
@@ -67,6 +67,37 @@ def test_an_answer_names_variants_and_the_journal_keeps_the_exposure(tmp_path: P
             assert [len(one["experiments"]) for one in batch.json()["slates"]] == [1, 1]
             ranked = await w.client.post("/v1/rank", json={"user_id": "ann", "input_list": ["item-1"]})
             assert len(ranked.json()["experiments"]) == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_is_held_out_meets_no_variant_nor_what_was_shipped_since(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as w:
+            parts = [{"key": "held_out", "weight": 0.5}, {"key": "rest", "weight": 0.5}]
+            quarter, mmr = registered("quarter", variants=parts, holdout={}), registered()
+            running = [
+                LiveExperiment.of(replace(one, definition=replace(one.definition, status=Status.RUNNING)), SCHEMA)
+                for one in (mmr, quarter)
+            ]
+            shipped = Shipped("older", "v", frozenset(), {"ranker": "retrieval"}, at_us=1)
+            picture, redis, builder = Live.of(running, [shipped], SCHEMA.scenes), w.redis, QueryBuilder(SCHEMA)
+            w.experiments.inner = Enroller(
+                lambda: picture, Reading(), cast("Any", redis), w.holder, w.tasks, builder.filter
+            )
+            met = set()
+            for number in range(20):
+                user = f"user-{number}"
+                answer = await w.recommend(user_id=user)
+                variants = {row["key"]: row["variant"] for row in answer["experiments"]}
+                rankers = [query.ranker for query in w.pipeline.queries if query.user_key == f"u:{user}"]
+                held = variants["quarter"] == "held_out"
+                assert ("mmr" in variants, rankers) == ((False, ["model"]) if held else (True, ["retrieval"]))
+                kept = await w.journal.find(answer["recommendation_id"])
+                assert kept is not None
+                assert {one["experiment"] for one in kept.experiments} == set(variants), "the holdout is reported too"
+                met.add(held)
+            assert met == {True, False}
 
     asyncio.run(scenario())
 

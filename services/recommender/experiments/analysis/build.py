@@ -15,7 +15,7 @@ from functools import partial
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 
-from services.recommender.experiments.analysis import daily, quality, unit_days
+from services.recommender.experiments.analysis import daily, latencies, quality, unit_days
 from services.recommender.experiments.analysis.scope import DAY_US, Scope
 from services.recommender.experiments.local_days import day_of
 from services.recommender.experiments.metrics import Metric
@@ -54,7 +54,7 @@ def build(
         newest = int(connection.scalar(select(func.max(events.c.event_seq))) or 0)
         days = due(connection, scope)
     for day in days:
-        state = _State(scope, newest, started_us)
+        state = _State(registered, scope, newest, started_us)
         database.transact(partial(_one, state, day, day == days[-1]))
     return Built(tuple(days), time.perf_counter() - began)
 
@@ -63,6 +63,7 @@ def build(
 class _State:
     """`newest` event and time when the build began: the next build looks from there."""
 
+    registered: RegisteredExperiment
     scope: Scope
     newest: int
     started_us: int
@@ -74,6 +75,7 @@ def _one(state: _State, day: int, whole: bool, connection: Connection) -> None:
     began = time.perf_counter()
     unit_days.fill(connection, scope, day)
     quality.write(connection, scope, day)
+    latencies.write(connection, scope, day, state.registered, newest=whole)
     daily.write(connection, scope, day, scope.metrics if whole else scope.metrics[:1])
     table = experiment_progress
     connection.execute(delete(table).where(scope.mine(table), table.c.day == day))

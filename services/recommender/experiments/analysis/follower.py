@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.recommender.experiments.analysis.desk import Results
-from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registered import RegisteredExperiment
 from shared.errors import SilkrecError
 from shared.observability.logging import get_logger
@@ -24,7 +23,7 @@ LOCK = "silkrec:exp1:build"
 LOCK_TTL_S = 300
 """A process that dies while it builds holds the others up for so long."""
 AFTER_STOP_US = 2 * 86_400_000_000
-"""A stopped experiment's last exposures may still lie in a journal; after two days nothing changes any more."""
+"""The last exposures of one that is over may still lie in a journal; after two days nothing changes any more."""
 
 
 @dataclass(slots=True)
@@ -86,5 +85,5 @@ class AnalysisFollower:
 
 
 def _is_due(registered: RegisteredExperiment, now_us: int) -> bool:
-    status, stopped_us = registered.definition.status, registered.stopped_at_us
-    return status is Status.RUNNING or (stopped_us is not None and now_us - stopped_us < AFTER_STOP_US)
+    until_us = registered.until_us
+    return registered.is_running(now_us) or (until_us is not None and 0 <= now_us - until_us < AFTER_STOP_US)

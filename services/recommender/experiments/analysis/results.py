@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
@@ -10,7 +10,6 @@ from sqlalchemy import Connection, and_, func, select
 from services.recommender.experiments.alarms import Counts, alarms
 from services.recommender.experiments.analysis.scope import DAY_US, Scope
 from services.recommender.experiments.assembly import UNITS, Aggregates, assemble, shares
-from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.report import Report
@@ -21,6 +20,8 @@ from shared.storage.tables import (
     experiment_daily,
     experiment_excluded_units,
     experiment_item_daily,
+    experiment_latency_daily,
+    experiment_losses,
     experiment_progress,
     experiment_quality_daily,
     exposures,
@@ -38,15 +39,15 @@ def report(
     *,
     known: Mapping[str, Metric],
     actions: ActionTable,
-    lost_slates: int = 0,
 ) -> Report:
     """Raises DatabaseUnavailable, ValidationFailed."""
     scope = Scope.of(registered, known, actions, now_us)
     with database.read() as connection:
         found = read(connection, scope)
+        lost = _lost(connection, scope)
         leaked = {name: _since(connection, scope, name, at) for name, at in _killed(connection, scope)}
     killed = {variant.key for variant in registered.definition.variants if variant.killed}
-    running = registered.definition.status is Status.RUNNING
+    running = registered.is_running(now_us)
     counts = Counts(
         units=found.units(),
         may_have=shares(registered.definition),
@@ -54,7 +55,8 @@ def report(
         excluded=found.excluded,
         newest_us=found.newest_us,
         running_since_us=(registered.started_at_us or 0) if running else None,
-        lost_slates=lost_slates,
+        lost_slates=lost,
+        slates=sum(int(day.get("requests", 0)) for days in found.quality.values() for day in days),
     )
     return assemble(registered, scope.metrics, found, alarms(counts, now_us))
 
@@ -76,6 +78,7 @@ def read(connection: Connection, scope: Scope) -> Aggregates:
         excluded=_count(connection, scope),
         quality=quality,
         items=_items(connection, scope),
+        latency_lifts=_latency_lifts(connection, scope, newest.day),
     )
 
 
@@ -95,6 +98,12 @@ def _quality(connection: Connection, scope: Scope) -> dict[str, list[Mapping[str
     return found
 
 
+def _latency_lifts(connection: Connection, scope: Scope, day: int) -> dict[str, Sequence[Mapping[str, Any]]]:
+    table = experiment_latency_daily
+    query = select(table.c.variant, table.c.lifts).where(scope.mine(table), table.c.day == day)
+    return {row.variant: row.lifts for row in connection.execute(query)}
+
+
 def _items(connection: Connection, scope: Scope) -> dict[str, list[int]]:
     table = experiment_item_daily
     query = (
@@ -111,6 +120,11 @@ def _items(connection: Connection, scope: Scope) -> dict[str, list[int]]:
 def _count(connection: Connection, scope: Scope) -> int:
     table = experiment_excluded_units
     return int(connection.scalar(select(func.count()).select_from(table).where(scope.mine(table))) or 0)
+
+
+def _lost(connection: Connection, scope: Scope) -> int:
+    table = experiment_losses
+    return int(connection.scalar(select(func.sum(table.c.slates)).where(scope.mine(table))) or 0)
 
 
 def _killed(connection: Connection, scope: Scope) -> list[tuple[str, int]]:

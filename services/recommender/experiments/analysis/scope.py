@@ -41,7 +41,7 @@ class Scope:
         codes: dict[str, tuple[int, ...]] = {}
         for action in actions:
             codes[action.event_type] = (*codes.get(action.event_type, ()), action.code)
-        stopped = registered.stopped_at_us
+        stopped = registered.until_us
         return cls(
             experiment=registered.definition.key,
             phase=registered.definition.phase,

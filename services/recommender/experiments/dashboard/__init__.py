@@ -1,7 +1,7 @@
 """The pages under /dashboard: what experiments show, and the buttons that start and end them.
 
     ports          what the pages need of the rest of the suite
-    pages, forms, downloads, users    the routes, one kind a file
+    pages, create, changes, phases, downloads, users    the routes, one kind a file
     access/        who is looking: sessions, sign-in, forgery
     i18n/          every sentence, in English and in Chinese
     formats        numbers, money and times as the reader writes them

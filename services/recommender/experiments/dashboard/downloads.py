@@ -23,6 +23,7 @@ from shared.errors import NotFound
 _LIST_COLUMNS = (
     "experiment",
     "status",
+    "holdout",
     "health",
     "units",
     "simulated",
@@ -111,6 +112,7 @@ def _list_row(row: ExperimentRow) -> dict[str, Any]:
     return {
         "experiment": experiment.definition.key,
         "status": experiment.definition.status,
+        "holdout": experiment.definition.holdout is not None,
         "health": row.health,
         "units": row.units,
         "simulated": row.simulated,

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.dashboard.person import Person
-from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, UserPage
+from services.recommender.experiments.dashboard.ports import AuditEntry, ExperimentRow, MetricChoice, NewPhase, UserPage
+from services.recommender.experiments.definitions import Status
+from services.recommender.experiments.live import releases_of
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
 from services.recommender.experiments.report import Health, Report
+from shared.contracts.variant_release import VariantRelease
 from shared.storage.database import Database
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedPort:
-    """`dashboard.ports.DashboardPort`. Everything that blocks runs in the database's threads."""
+    """`dashboard.ports.DashboardPort`. Everything that blocks runs in the database's threads. `releases`: those of
+    variants that can be served here now; `releases_status` says how the others stand."""
 
     database: Database
     store: ExperimentStore
     results: Results
     person: Person
+    releases: Callable[[], Collection[VariantRelease]]
+    releases_status: Callable[[], str]
 
     async def list(self) -> Sequence[ExperimentRow]:
         return await self.database.run(self._rows)
@@ -39,6 +45,9 @@ class JoinedPort:
     async def create(self, experiment: RegisteredExperiment, actor: str) -> RegisteredExperiment:
         return (await self.database.run(lambda: self.store.create(experiment, actor=actor))).registered
 
+    async def edit(self, key: str, experiment: RegisteredExperiment, actor: str) -> None:
+        await self.database.run(lambda: self.store.edit(key, experiment, actor=actor))
+
     async def start(self, key: str, actor: str) -> None:
         await self.database.run(lambda: self.store.start(key, actor=actor))
 
@@ -53,6 +62,23 @@ class JoinedPort:
 
     async def kill_variant(self, key: str, variant: str, actor: str) -> None:
         await self.database.run(lambda: self.store.kill_variant(key, variant, actor=actor))
+
+    async def new_phase(self, key: str, phase: NewPhase, actor: str) -> None:
+        await self.database.run(
+            lambda: self.store.new_phase(
+                key,
+                actor=actor,
+                weights=phase.weights,
+                coverage=phase.coverage,
+                seed=phase.seed,
+                keep_out_earlier=phase.keep_out_earlier,
+            )
+        )
+
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        wanted = set(releases_of(experiment.definition))
+        stopped = experiment.definition.status is Status.STOPPED
+        return None if stopped or wanted.issubset(self.releases()) else self.releases_status()
 
     async def metrics(self) -> Sequence[MetricChoice]:
         return [MetricChoice(metric=one.key, title=one.title or one.key) for one in self.results.known.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from services.recommender.experiments.dashboard import assets, changes, create, downloads, users
+from services.recommender.experiments.dashboard import assets, changes, create, downloads, phases, users
 from services.recommender.experiments.dashboard.access import sessions
 from services.recommender.experiments.dashboard.access.sign_in import SESSION_COOKIE
 from services.recommender.experiments.dashboard.guard import PageRoute, anyone, dashboard_of, form_of, safe_next, viewer
@@ -26,7 +26,7 @@ def router() -> APIRouter:
     pages.add_api_route("/sign-in", sign_in, methods=["POST"])
     pages.add_api_route("/sign-out", sign_out, methods=["POST"])
     pages.add_api_route("/static/{name}", assets.answer, methods=["GET"])
-    for part in (create, downloads, changes, users):
+    for part in (create, downloads, changes, phases, users):
         part.add_to(pages)
     pages.add_api_route("/experiments/{key}", experiment, methods=["GET"])
     pages.add_api_route("/{rest:path}", nothing, methods=["GET", "POST"])
@@ -53,10 +53,12 @@ async def experiment(request: Request, key: str) -> Response:
         "e": about.head_view(registered),
         "r": report,
         "alarms": view.alarms(),
+        "waiting": await port.waiting(registered),
         "decision": view.decision(),
         "metrics": view.metrics(),
         "primary_title": view.title(view.primary()),
         "lift_rows": report.lift_by_day,
+        "latency_lifts": view.latency_lifts(),
         "segments": [{"name": name, "cells": cells} for name, cells in view.segments()],
         "charts": charts(view),
         "about": about.about(registered, t, f),

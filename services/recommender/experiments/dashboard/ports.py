@@ -96,6 +96,16 @@ class UserPage:
     degraded: tuple[tuple[str, str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPhase:
+    """`weights` one a variant; `seed` None: the one there is."""
+
+    weights: tuple[float, ...]
+    coverage: float
+    seed: str | None = None
+    keep_out_earlier: bool = False
+
+
 class DashboardPort(Protocol):
     async def list(self) -> Sequence[ExperimentRow]:
         """Newest first."""
@@ -111,6 +121,9 @@ class DashboardPort(Protocol):
     async def create(self, experiment: RegisteredExperiment, actor: str) -> RegisteredExperiment:
         """A draft. Raises ValidationFailed with pointers into the document, Conflict for a key in use."""
 
+    async def edit(self, key: str, experiment: RegisteredExperiment, actor: str) -> None:
+        """A draft. Raises ValidationFailed as `create`, Conflict for what is none any more."""
+
     async def start(self, key: str, actor: str) -> None:
         """Raises Conflict where its status does not allow it; so do all below."""
 
@@ -123,6 +136,13 @@ class DashboardPort(Protocol):
         """Takes back what was shipped."""
 
     async def kill_variant(self, key: str, variant: str, actor: str) -> None: ...
+
+    async def new_phase(self, key: str, phase: NewPhase, actor: str) -> None:
+        """Raises ValidationFailed too."""
+
+    async def waiting(self, experiment: RegisteredExperiment) -> str | None:
+        """Why the recommender behind this page leaves everybody out for now: releases of variants that it cannot serve
+        yet. None: it does not."""
 
     async def metrics(self) -> Sequence[MetricChoice]: ...
 

@@ -34,6 +34,8 @@ def _faults(registered: RegisteredExperiment, schema: Schema) -> Iterator[FieldE
         except FilterInvalid as error:
             for fault in error.errors:
                 yield FieldError("/targeting", fault.message, fault.code, fault.position)
+        if registered.definition.holdout is not None:
+            yield FieldError("/targeting", "is of no use to a holdout, which holds out by the hash of its unit alone")
     split = registered.segment_by
     known = {"segments", *schema.user_fields}
     if split is not None and not (split.startswith(CONTEXT) and len(split) > len(CONTEXT)) and split not in known:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.recommender.catalogue.columns import format_time, parse_time
 from services.recommender.experiments.assignment import Namespace
-from services.recommender.experiments.definitions import Experiment, Status, Variant
+from services.recommender.experiments.definitions import Experiment, HoldOut, Status, Variant
 from services.recommender.experiments.registered import Plan, RegisteredExperiment
 from shared.errors import FieldError, ValidationFailed
 
@@ -33,6 +34,13 @@ class NamespaceBody(Strict):
     end: float = Field(ge=0, le=1)
 
 
+class HoldOutBody(Strict):
+    """Units of the first variant meet no experiment of `namespace`, or none at all, nor what those ship meanwhile."""
+
+    namespace: Short | None = None
+    ends_at: str | None = Field(None, description="RFC 3339; without it, when it is stopped")
+
+
 class VariantBody(Strict):
     key: Key
     weight: float = Field(ge=0, le=1, description="share of the enrolled units")
@@ -50,7 +58,7 @@ class PlanBody(Strict):
 
 
 class ExperimentBody(Strict):
-    """The first variant is the control."""
+    """The first variant is the control; of a holdout, who is held out."""
 
     key: Key
     owner: Short
@@ -64,6 +72,7 @@ class ExperimentBody(Strict):
     hash_version: Literal[1, 2] = 2
     namespace: NamespaceBody | None = None
     forced: dict[str, Key] = Field({}, max_length=100, description="id of a unit: variant, for trying it out")
+    holdout: HoldOutBody | None = Field(None, description="makes it a holdout: two variants without settings")
     scenes: list[Short] = Field([], max_length=100, description="empty: all")
     targeting: str | None = Field(None, min_length=1, max_length=4096, description="over user.… and context.…")
     segment_by: Short | None = Field(None, description="context.<name> or a user field; splits the results")
@@ -102,6 +111,7 @@ def parse(document: Mapping[str, Any], *, status: Status) -> RegisteredExperimen
 def body_of(registered: RegisteredExperiment) -> dict[str, Any]:
     """What a person would send to make it: an ExperimentBody as JSON."""
     definition, plan, space = registered.definition, registered.plan, registered.definition.namespace
+    holdout = definition.holdout
     return {
         "key": definition.key,
         "owner": registered.owner,
@@ -125,6 +135,7 @@ def body_of(registered: RegisteredExperiment) -> dict[str, Any]:
         "hash_version": definition.hash_version,
         "namespace": None if space is None else {"key": space.key, "start": space.start, "end": space.end},
         "forced": dict(definition.forced),
+        "holdout": None if holdout is None else _holdout_body(holdout),
         "scenes": list(registered.scenes),
         "targeting": registered.targeting,
         "segment_by": registered.segment_by,
@@ -161,6 +172,7 @@ def _registered(
         phase=phase,
         first_open_phase=first_open_phase,
         forced=body.forced,
+        holdout=None if body.holdout is None else _holdout(body.holdout),
     )
     return RegisteredExperiment(
         definition=definition,
@@ -181,6 +193,19 @@ def _registered(
         time_zone=body.time_zone,
         currency=body.currency,
     )
+
+
+def _holdout_body(holdout: HoldOut) -> dict[str, Any]:
+    ends_at = None if holdout.ends_at_us is None else format_time(holdout.ends_at_us)
+    return {"namespace": holdout.namespace, "ends_at": ends_at}
+
+
+def _holdout(body: HoldOutBody) -> HoldOut:
+    ends_at_us = None if body.ends_at is None else parse_time(body.ends_at)
+    if body.ends_at is not None and ends_at_us is None:
+        message = "must be RFC 3339 with a time zone, such as 2027-01-01T00:00:00Z"
+        raise ValidationFailed(f"/holdout/ends_at {message}", errors=[FieldError("/holdout/ends_at", message)])
+    return HoldOut(body.namespace, ends_at_us)
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:

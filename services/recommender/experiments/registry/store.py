@@ -22,12 +22,14 @@ from services.recommender.experiments.registry import shipping
 from services.recommender.experiments.registry.checks import check
 from services.recommender.experiments.registry.document import dump, parse
 from services.recommender.experiments.registry.sql import EXPERIMENTS, write_audit
+from shared.contracts.variant_release import MOST, SETTING
 from shared.errors import Conflict, NotFound
 from shared.schema import Schema
 from shared.storage import deployments
 from shared.storage.database import Database
 from shared.storage.statements import raise_counter
 from shared.storage.tables import experiment_audit, experiments
+from shared.storage.variant_releases import of_document
 
 AUDIT_ROWS = 500
 Change = Callable[[Connection, "StoredExperiment"], tuple[RegisteredExperiment, Mapping[str, Any]]]
@@ -137,6 +139,7 @@ class ExperimentStore:
             _must_be(stored, "start", Status.DRAFT)
             check(stored.registered, self._schema)
             _refuse_clashes(connection, stored.registered)
+            _refuse_too_many_releases(connection, stored.registered)
             started = replace(stored.registered, started_at_us=self._now_us())
             return _with(started, status=Status.RUNNING), {"phase": started.definition.phase}
 
@@ -189,14 +192,24 @@ class ExperimentStore:
         def change(connection: Connection, stored: StoredExperiment) -> tuple[RegisteredExperiment, Mapping[str, Any]]:
             _must_be(stored, "ship", Status.RUNNING, Status.STOPPED)
             registered = stored.registered
+            if registered.definition.holdout is not None:
+                raise Conflict(f"{key} is a holdout and has no settings to ship; what its experiments found is theirs")
             position = registered.definition.position(variant)
             if position < 0:
                 names = ", ".join(one.key for one in registered.definition.variants)
                 raise refuse("variant", f"{variant!a} is none of this experiment's variants; they are {names}")
             settings = registered.definition.variants[position].settings
-            entry = Shipped(key, variant, frozenset(registered.scenes), settings)
+            if SETTING in settings and registered.scenes:
+                raise Conflict(f"a release serves every scene, and {key} tried it in {', '.join(registered.scenes)}")
+            space, now_us = registered.definition.namespace, self._now_us()
+            namespace = "" if space is None else space.key
+            entry = Shipped(key, variant, frozenset(registered.scenes), settings, namespace, now_us)
             made = shipping.put(connection, entry, actor=actor)
-            stopped = registered if stored.status is Status.STOPPED else self._stopped(registered)
+            stopped = registered
+            if stored.status is Status.RUNNING:
+                stopped = self._stopped(registered)
+                by_shipping = {"by": "ship"}
+                write_audit(connection, key, at_us=now_us, actor=actor, action="stop", detail=by_shipping)
             detail = {"variant": variant, "settings": dict(settings), "deployment": made.version}
             return replace(stopped, shipped=variant), detail
 
@@ -282,6 +295,17 @@ def _refuse_clashes(connection: Connection, starting: RegisteredExperiment) -> N
                 f"experiment {other.definition.key} is running and changes {names} too; stop it first, or give both "
                 "disjoint ranges of one namespace"
             )
+
+
+def _refuse_too_many_releases(connection: Connection, starting: RegisteredExperiment) -> None:
+    running = select(experiments.c.document).where(experiments.c.status == Status.RUNNING.value)
+    taken = {one for document in connection.scalars(running) for one in of_document(document)}
+    needed = taken | set(of_document(dump(starting)))
+    if len(needed) > max(MOST, len(taken)):
+        raise Conflict(
+            f"its variants and those that run would serve {len(needed)} releases beside the active one, and {MOST} "
+            "are the most; stop an experiment of releases first"
+        )
 
 
 def _share_scenes(one: RegisteredExperiment, other: RegisteredExperiment) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, or_, select
@@ -93,7 +94,8 @@ class ExperimentWatcher:
     def _compiled(self, row: Row[Any]) -> LiveExperiment | None:
         """None for what another release wrote, or a field that has gone: one experiment less, not no slate."""
         try:
-            return LiveExperiment.of(parse(row.document, status=Status(row.status)), self._schema)
+            parsed = parse(row.document, status=Status(row.status))
+            return LiveExperiment.of(replace(parsed, started_at_us=row.started_at_us), self._schema)
         except (SilkrecError, ValueError) as error:
             _log.error("an experiment cannot be served", experiment=row.experiment, reason=str(error))
             return None

@@ -8,6 +8,7 @@ draw is a count a user.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +57,11 @@ class Clustered:
             return math.nan
         return float(self._sorted[_position(np.arange(1, len(self._sorted) + 1), q)])
 
-    def resampled(self, q: float, random: np.random.Generator) -> float:
-        """The same of a draw of as many users, with replacement."""
+    def resampled(self, qs: Sequence[float], random: np.random.Generator) -> list[float]:
+        """The same of a draw of as many users, with replacement, for several quantiles."""
         drawn = np.bincount(random.integers(self.users, size=self.users), minlength=self.users)
-        return float(self._sorted[_position(np.cumsum(drawn[self._user]), q)])
+        cumulative = np.cumsum(drawn[self._user])
+        return [float(self._sorted[_position(cumulative, q)]) for q in qs]
 
 
 def quantile_lift(
@@ -74,21 +76,51 @@ def quantile_lift(
 ) -> QuantileLift:
     """The lift of quantile `q` (0 to 1). `draws` x events of work: 1,000 draws of 100,000 events take about a
     second."""
+    (lift,) = quantile_lifts(control, treatment, (q,), relative=relative, alpha=alpha, draws=draws, seed=seed)
+    return lift
+
+
+def quantile_lifts(
+    control: Clustered,
+    treatment: Clustered,
+    qs: Sequence[float],
+    *,
+    relative: bool = True,
+    alpha: float = 0.05,
+    draws: int = 1_000,
+    seed: int = 0,
+) -> tuple[QuantileLift, ...]:
+    """The same of several quantiles by the same draws, which are nearly all of the work."""
     check_alpha(alpha)
-    if not 0 < q < 1:
-        raise refuse("q", f"is {q}; give a quantile between 0 and 1, 0.95 for p95")
+    for q in qs:
+        if not 0 < q < 1:
+            raise refuse("q", f"is {q}; give a quantile between 0 and 1, 0.95 for p95")
     if draws < 100:
         raise refuse("draws", f"is {draws}; an interval's ends need 100 or more, 1,000 is usual")
-    a, b = control.quantile(q), treatment.quantile(q)
-    problem = _problem(control, treatment, zero=relative and a == 0)
-    if problem is not None:
-        return QuantileLift(a, b, math.nan, math.nan, -math.inf, math.inf, problem)
+    a, b = [control.quantile(q) for q in qs], [treatment.quantile(q) for q in qs]
+    problems = [_problem(control, treatment, zero=relative and one == 0) for one in a]
+    if all(problems):
+        return tuple(_unknown(*one) for one in zip(a, b, problems, strict=True))
     random = np.random.default_rng(seed)
-    pairs = np.array([(control.resampled(q, random), treatment.resampled(q, random)) for _ in range(draws)])
+    pairs = np.array([(control.resampled(qs, random), treatment.resampled(qs, random)) for _ in range(draws)])
+    return tuple(
+        _lift(a[place], b[place], pairs[:, :, place], relative=relative, alpha=alpha)
+        if problem is None
+        else _unknown(a[place], b[place], problem)
+        for place, problem in enumerate(problems)
+    )
+
+
+def _unknown(a: float, b: float, problem: Problem | None) -> QuantileLift:
+    return QuantileLift(a, b, math.nan, math.nan, -math.inf, math.inf, problem)
+
+
+def _lift(a: float, b: float, pairs: Values, *, relative: bool, alpha: float) -> QuantileLift:
+    """`pairs [draws, 2]`: control and treatment."""
     lifts = pairs[:, 1] - pairs[:, 0]
     if relative:
         with np.errstate(divide="ignore", invalid="ignore"):
-            lifts /= pairs[:, 0]
+            lifts = lifts / pairs[:, 0]
         lifts = lifts[np.isfinite(lifts)]  # draws whose control quantile is zero say nothing
     low, high = np.quantile(lifts, [alpha / 2, 1 - alpha / 2])
     estimate = (b - a) / a if relative else b - a

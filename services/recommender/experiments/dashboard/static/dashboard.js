@@ -13,13 +13,17 @@
   const FAR = 1e6;
   const open = ([low, high]) => [low === null ? -FAR : low, high === null ? FAR : high];
 
+  // What A4 and Letter have between margins and frame; the screen's width would be cut off.
+  const PAPER_WIDTH = 660;
+
   function layout(more) {
+    const width = document.documentElement.classList.contains("paper") ? PAPER_WIDTH : undefined;
     const axis = { gridcolor: css("--line"), zerolinecolor: css("--soft"), linecolor: css("--line"), automargin: true, fixedrange: true };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 12, t: 12, b: 8 },
       font: { color: css("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      hovermode: "closest", ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis },
+      width, hovermode: "closest", ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis },
     };
   }
 
@@ -106,5 +110,8 @@
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  const paper = (on) => { document.documentElement.classList.toggle("paper", on); draw(); };
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
   draw();
 })();

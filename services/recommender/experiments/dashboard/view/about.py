@@ -32,6 +32,7 @@ class RowView:
     units: str
     simulated: bool
     shipped: str | None
+    holdout: bool
     started_at_us: int | None
     as_of_us: int | None
     formats: Formats
@@ -90,6 +91,7 @@ def row_view(row: ExperimentRow, language: str) -> RowView:
         units=formats.count(row.units),
         simulated=row.simulated,
         shipped=experiment.shipped,
+        holdout=definition.holdout is not None,
         started_at_us=experiment.started_at_us,
         as_of_us=row.as_of_us,
         formats=formats,
@@ -104,20 +106,26 @@ def head_view(experiment: RegisteredExperiment) -> HeadView:
 
 def possible_actions(experiment: RegisteredExperiment) -> list[str]:
     """In the order of the page. The registry decides; this only spares people a button that it would refuse."""
-    status = experiment.definition.status
-    actions = {Status.DRAFT: ["start"], Status.RUNNING: ["stop", "ship"], Status.STOPPED: ["ship"]}[status]
+    status, holdout = experiment.definition.status, experiment.definition.holdout is not None
+    actions = {
+        Status.DRAFT: ["start", "edit"],
+        Status.RUNNING: ["stop", "ship", "phase"],
+        Status.STOPPED: ["ship"],
+    }[status]
+    if holdout:
+        actions = [name for name in actions if name != "ship"]
     return [*actions, "roll_back"] if experiment.shipped else actions
 
 
 def action_views(experiment: RegisteredExperiment, t: Catalogue) -> list[ActionView]:
-    kinds = {"start": "primary", "ship": "primary", "stop": "danger", "roll_back": "danger"}
+    kinds = {"start": "primary", "ship": "primary", "stop": "danger", "roll_back": "danger", "edit": "", "phase": ""}
     base = url_of(experiment.definition.key)
     return [ActionView(f"{base}/{name}", t(f"action.{name}"), kinds[name]) for name in possible_actions(experiment)]
 
 
 def variant_views(experiment: RegisteredExperiment, t: Catalogue, f: Formats, *, may_kill: bool) -> list[VariantView]:
     base = url_of(experiment.definition.key)
-    running = experiment.definition.status is Status.RUNNING
+    running = experiment.definition.status is Status.RUNNING and experiment.definition.holdout is None
     views = []
     for place, variant in enumerate(experiment.definition.variants):
         killable = may_kill and running and place > 0 and not variant.killed
@@ -151,6 +159,11 @@ def _facts(experiment: RegisteredExperiment, t: Catalogue, f: Formats) -> Iterab
     yield "segment_by", experiment.segment_by or ""
     space = definition.namespace
     yield "namespace", "" if space is None else f"{space.key} [{space.start:g}, {space.end:g})"
+    if definition.holdout is not None:
+        yield "holdout", definition.holdout.namespace or t("about.holdout_all")
+        yield "holdout_ends", f.moment(definition.holdout.ends_at_us)
+    elif definition.forced:
+        yield "forced", ", ".join(f"{value}: {variant}" for value, variant in definition.forced.items())
     yield "seed", definition.hash_seed
     yield "hash_version", str(definition.hash_version)
     yield "time_zone", experiment.time_zone

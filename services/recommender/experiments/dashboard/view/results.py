@@ -59,6 +59,15 @@ class MetricView:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyView:
+    variant: str
+    quantile: str
+    lift: str
+    fixed: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AlarmView:
     title: str
     sentence: str
@@ -104,6 +113,19 @@ class ResultsView:
             for segment in self.report.segments
         ]
 
+    def latency_lifts(self) -> list[LatencyView]:
+        return [
+            LatencyView(
+                quality.variant,
+                one.quantile,
+                self.f.lift(one.lift),
+                self.f.bounds(one.fixed),
+                None if one.problem is None else self.t.known(f"problem.{one.problem}", one.problem),
+            )
+            for quality in self.report.quality
+            for one in quality.latency_lifts
+        ]
+
     def alarms(self) -> list[AlarmView]:
         """Those that block first."""
         return [self._alarm(alarm) for alarm in sorted(self.report.alarms, key=lambda alarm: not alarm.blocks)]
@@ -114,7 +136,8 @@ class ResultsView:
             kind, icon = _DECISIONS[Decision.BLOCKED]
             return DecisionView(kind, icon, self.t("decision.blocked"), ())
         kind, icon = _DECISIONS[conclusion.decision]
-        sentence = self.t(f"decision.{conclusion.decision}", variant=conclusion.variant or "")
+        of = "holdout." if self.report.holdout else ""
+        sentence = self.t(f"decision.{of}{conclusion.decision}", variant=conclusion.variant or "")
         reasons = tuple(
             ReasonView(self.t.known(f"reason.{code}", _plain(code)), self.facts(facts))
             for code, facts in conclusion.reasons
