@@ -91,8 +91,9 @@ def load_events(server: MariaDB, folder: Path, dice: np.random.Generator, name: 
         valued = dice.gamma(2.0, 20.0, size) * (kind >= 2)
         rows = {
             "event_id": numbered("e", start, size), "occurred_day": at[part] // DAY_US,
-            "user_key": name.take(who[part]), "item_index": dice.integers(1, ITEMS, size), "action": np.array([CODE[one] for one in KINDS])[kind],
-            "event_value": np.round(valued, 2), "occurred_at_us": at[part], "received_at_us": at[part],
+            "user_key": name.take(who[part]), "item_index": dice.integers(1, ITEMS, size),
+            "action": np.array([CODE[one] for one in KINDS])[kind], "event_value": np.round(valued, 2),
+            "occurred_at_us": at[part], "received_at_us": at[part],
         }  # fmt: skip
         load_table(server, folder, "events", rows, size)
 
@@ -107,7 +108,8 @@ def indexed_afterwards(server: MariaDB, table: str) -> Iterator[None]:
     """Secondary indexes are made once the rows are there: sorted, which takes a third of the time."""
     described = (
         "SELECT index_name, non_unique, GROUP_CONCAT(column_name ORDER BY seq_in_index)"
-        " FROM information_schema.statistics WHERE table_schema = 'bench' AND table_name = %s AND index_name <> 'PRIMARY' GROUP BY index_name, non_unique"
+        " FROM information_schema.statistics WHERE table_schema = 'bench' AND table_name = %s"
+        " AND index_name <> 'PRIMARY' GROUP BY index_name, non_unique"
     )
     with connected(server) as connection, connection.cursor() as cursor:
         cursor.execute(described, (table,))

@@ -294,6 +294,19 @@ def test_the_report_of_a_small_world_hides_its_verdict_for_its_multi_variant_uni
     assert {segment.name for segment in found.segments} == {"de", "fr", ""}
 
 
+def test_sums_of_an_experiment_whose_units_were_purged_stay_as_they_were(database: Database) -> None:
+    made = world(units=30)
+    made.write(database)
+    built(database)
+    before = aggregates(database).of("ctr")
+    with database.write() as connection:
+        connection.execute(experiment_unit_days.delete())
+    stopped = registered(stopped_at_us=now_us())
+    done = build(database, stopped, now_us() + 90 * 24 * HOUR_US, known=UNCAPPED, actions=ACTIONS)
+    assert done.days == ()
+    assert aggregates(database).of("ctr") == before
+
+
 def test_units_exposed_after_their_variant_was_killed_are_a_leak(database: Database) -> None:
     world().write(database)
     built(database)
