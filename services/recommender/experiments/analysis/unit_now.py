@@ -98,7 +98,8 @@ def unit_now(
 
 
 def _asked(connection: Connection, scope: Scope, wanted: Sequence[tuple[int, Metric]]) -> Iterator[Asked]:
-    since, past = _seen_since(connection, scope), {}
+    since = _seen_since(connection, scope)
+    past: dict[tuple[str, str], int] = {}
     for place, (day, metric) in enumerate(wanted):
         basis = "served" if since is None or since > day else "impressions"
         yield Asked(day, metric, basis, place, past.setdefault((metric.key, basis), place))
@@ -162,14 +163,15 @@ def _fill(
 
 def _amounts_of(scope: Scope, asked: Asked) -> dict[str, ColumnElement[float]]:
     rows, metric = experiment_unit_days, asked.metric
-    since = [rows.c.day.between(0, asked.day)]
+    since: list[ColumnElement[bool]] = [rows.c.day.between(0, asked.day)]
+    before: list[ColumnElement[bool]] = [rows.c.day < 0]
     if metric.window_days is not None:
         since.append(rows.c.age < metric.window_days)
     columns = {}
     for letters, amount in (("xp", metric.numerator), ("yq", metric.denominator)):
         if amount is None:
             continue
-        for name, when in ((f"{letters[0]}{asked.place}", since), (f"{letters[1]}{asked.past}", [rows.c.day < 0])):
+        for name, when in ((f"{letters[0]}{asked.place}", since), (f"{letters[1]}{asked.past}", before)):
             total = _amount(scope, amount, when, asked.basis)
             columns[name] = case((total > 0, 1.0), else_=0.0) if metric.kind is Kind.PROPORTION else total
     return columns
