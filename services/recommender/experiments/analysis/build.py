@@ -54,8 +54,8 @@ def build(
     known: Mapping[str, Metric],
     actions: ActionTable,
 ) -> Built:
-    """Of the present phase. Give a database whose `statement_timeout_s` fits a day's events, with `WORKERS`
-    connections. Raises DatabaseUnavailable with the days before it kept."""
+    """Of the present phase. Give a database whose `statement_timeout_s` fits a day's events; with one connection days
+    are filled one by one. Raises DatabaseUnavailable with the days before it kept."""
     began, started_us = time.perf_counter(), time.time_ns() // 1000
     scope = Scope.of(registered, known, actions, now_us)
     with database.read() as connection:
@@ -94,7 +94,8 @@ class Due:
 
 def _side_by_side(database: Database, works: Sequence[Callable[[Connection], None]]) -> None:
     """One transaction each. The first failure is raised once what runs has ended; what waits is not begun."""
-    pool = ThreadPoolExecutor(1 if database.is_sqlite else WORKERS, thread_name_prefix="analysis")
+    workers = 1 if database.is_sqlite else min(WORKERS, database.connections)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="analysis")
     try:
         for _ in pool.map(database.transact, works):
             pass
