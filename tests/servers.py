@@ -114,6 +114,9 @@ def mariadb(folder: Path) -> Iterator[MariaDB]:
     """Listens on 127.0.0.1 with a user silkrec/silkrec that may do everything. `folder` is made."""
     folder.mkdir(parents=True, exist_ok=True)
     data, port = folder / "data", free_port()
+    # Its own: a server that starts removes the temporary tables of every other in the same folder.
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
     # The server refuses to run as root unless it is told to.
     user = ["--user=root"] if os.geteuid() == 0 else []
     install = [program("mariadb-install-db", "mysql_install_db"), "--no-defaults", f"--datadir={data}", *user]
@@ -130,7 +133,7 @@ def mariadb(folder: Path) -> Iterator[MariaDB]:
     command = [
         program("mariadbd", "mysqld"), "--no-defaults", *user, f"--datadir={data}", f"--port={port}",
         "--bind-address=127.0.0.1", f"--socket={_socket(folder, 'm')}", f"--pid-file={folder / 'pid'}",
-        "--skip-name-resolve", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=64M",
+        f"--tmpdir={temporary}", "--skip-name-resolve", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=64M",
         "--max-connections=200", "--performance-schema=OFF",
     ]  # fmt: skip
     first = [*command, f"--init-file={setup}"]

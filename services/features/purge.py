@@ -14,6 +14,7 @@ from functools import partial
 from prometheus_client import Counter
 from sqlalchemy import Column, Connection, Table, delete, func, select
 
+from services.features.purge_experiments import RESULTS, UNITS, purge_stopped
 from shared.errors import DatabaseUnavailable
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
@@ -66,7 +67,7 @@ def purge_slots(connection: Connection, before_day: int, chunk_rows: int = CHUNK
 
 
 def purge_experiment_slates(connection: Connection, before_day: int, chunk_rows: int = CHUNK_ROWS) -> int:
-    """They go with the slates that they describe. Exposures stay: a unit's first day is needed while anybody looks."""
+    """They go with the slates that they describe; what became of them goes with `purge_experiments`."""
     return _purge_days(connection, experiment_slates, experiment_slates.c.served_day, before_day, chunk_rows)
 
 
@@ -129,6 +130,8 @@ class Purge:
         self._database = database
         self._event_days = settings.event_retention_days
         self._slate_days = settings.slate_retention_days
+        self._unit_days = settings.experiment_unit_retention_days
+        self._result_days = settings.experiment_result_retention_days
         self._clock = clock
         self._sleep = sleep
         self._chunk_rows = chunk_rows
@@ -166,6 +169,10 @@ class Purge:
             ),
             "late_exposures": await self._drain("late_exposures", purge_late_exposures, now_us - 2 * DAY_US),
         }
+        for tables, days in ((UNITS, self._unit_days), (RESULTS, self._result_days)):
+            before_us = now_us - days * DAY_US
+            for table in tables:
+                removed[table.name] = await self._drain(table.name, _of_stopped(table), before_us)
         self._finished.set(self._clock())
         return removed
 
@@ -183,3 +190,7 @@ class Purge:
 
 def _chunk(purge: Callable[[Connection, int, int], int], before: int, chunk_rows: int, connection: Connection) -> int:
     return purge(connection, before, chunk_rows)
+
+
+def _of_stopped(table: Table) -> Callable[[Connection, int, int], int]:
+    return lambda connection, before_us, chunk_rows: purge_stopped(connection, table, before_us, chunk_rows)

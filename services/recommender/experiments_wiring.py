@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
 from services.recommender.experiments import metrics
+from services.recommender.experiments.analysis.build import WORKERS
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.analysis.follower import AnalysisFollower
 from services.recommender.experiments.dashboard.access.secret import session_secret
@@ -75,7 +76,9 @@ def experiment_doors(
     interval_s = settings.recommender.analysis_interval_s
     if not interval_s:
         return ExperimentDoors(state, None)
-    patient = settings.database.model_copy(update={"statement_timeout_s": STATEMENT_TIMEOUT_S, "pool_size": 1})
+    patient = settings.database.model_copy(
+        update={"statement_timeout_s": STATEMENT_TIMEOUT_S, "pool_size": 1 + WORKERS}
+    )
     analysis = Database(settings.database_url(), patient)
     stack.push_async_callback(asyncio.to_thread, analysis.close)
     analysed = ExperimentStore(analysis, settings.data)

@@ -145,7 +145,22 @@ class FeaturesSettings(Group):
     sweep_interval_s: float = Field(0.5, gt=0)
     event_retention_days: int = Field(730, ge=1)
     slate_retention_days: int = Field(90, ge=1)
+    experiment_unit_retention_days: int = Field(
+        90, ge=7, description="after an experiment stopped: what each unit did; its results are then as they were"
+    )
+    experiment_result_retention_days: int = Field(
+        1095, ge=7, description="after an experiment stopped: its results and exposures; not less than what units did"
+    )
     history: HistorySettings = HistorySettings()
+
+    @model_validator(mode="after")
+    def _exposures_outlive_units(self) -> Self:
+        if self.experiment_result_retention_days < self.experiment_unit_retention_days:
+            raise ValueError(
+                "experiment_result_retention_days must not be below experiment_unit_retention_days: exposures say "
+                "where a deleted user's rows are"
+            )
+        return self
 
 
 class DynamicBatchingSettings(Group):

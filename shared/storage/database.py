@@ -55,6 +55,7 @@ class Database:
                 f"database.url: {self.url.drivername} is not supported; use mysql+pymysql:// or sqlite://"
             )
         self.engine = _sqlite_engine(self.url.database, settings) if self.is_sqlite else _mysql_engine(url, settings)
+        self.connections = settings.pool_size
         self._threads = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="database")
 
     @contextlib.contextmanager

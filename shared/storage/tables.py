@@ -321,7 +321,7 @@ experiment_slates = Table(
     Column("unit", USER_KEY, nullable=False),
     Column("served_at_us", BigInteger, nullable=False),
     Column("served_day", Integer, nullable=False),
-    Column("took_us", Integer, nullable=False),
+    Column("took_us", Integer, comment="none: an imported log without latencies"),
     Column("items", SmallInteger, nullable=False, comment="0: an empty slate"),
     Column("rung", _ascii(16), nullable=False, comment="of the degradation ladder"),
     Column("degraded", Boolean, nullable=False),
@@ -365,17 +365,17 @@ experiment_unit_days = Table(
     Column("experiment", NAME),
     Column("phase", SmallInteger),
     Column("unit", USER_KEY),
-    Column("day", Integer, autoincrement=False, comment="local days since 1970; -1: before the first exposure"),
+    Column("day", Integer, autoincrement=False, comment="local days since 1970; -D: before a first exposure on D"),
     Column("action", SmallInteger, autoincrement=False, comment="code of the event; -1: slates served"),
     Column("age", SmallInteger, autoincrement=False, comment="whole times 24 hours since the first exposure"),
     Column("events", Integer, nullable=False),
     Column("value", Double, nullable=False, comment="sum of event_value"),
     Column("seen", Integer, nullable=False, comment="items seen, or served"),
-    PrimaryKeyConstraint("experiment", "phase", "unit", "day", "action", "age"),
-    Index(None, "experiment", "phase", "day"),
+    PrimaryKeyConstraint("experiment", "phase", "day", "unit", "action", "age"),
     **_MYSQL,
 )
-"""What a unit did from its first exposure on, sparse. The unit leads the key: a sum a unit is one ordered walk."""
+"""What a unit did from its first exposure on, sparse. The day leads the key, so that a day is written, replaced and
+purged in one place, however many days there are; sums a unit are taken over a range of units at a time."""
 
 experiment_daily = Table(
     "experiment_daily",
@@ -439,7 +439,8 @@ experiment_progress = Table(
     Column("event_seq", BigInteger, nullable=False, comment="newest event that existed when the build began"),
     Column("built_at_us", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
+    Column("has_sums", Boolean, nullable=False, comment="false: what units did is there, experiment_daily is not yet"),
     PrimaryKeyConstraint("experiment", "phase", "day"),
     **_MYSQL,
 )
-"""Which days are aggregated; written in the same transaction as the day."""
+"""Which days are aggregated; written in the same transaction as the day, whose one lock it is."""

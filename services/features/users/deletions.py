@@ -171,11 +171,27 @@ def _remove_analysed(database: Database, user_key: str, stop: Callable[[], bool]
         if stop():
             break
         with database.write() as connection:
-            for table in (experiment_unit_days, experiment_excluded_units):
+            days = _analysed_days(connection, experiment, phase)
+            for table, more in (
+                (experiment_unit_days, [experiment_unit_days.c.day.in_(days)]),
+                (experiment_excluded_units, []),
+            ):
                 columns = table.c
                 mine = (columns.experiment == experiment, columns.phase == phase, columns.unit == user_key)
-                total += connection.execute(delete(table).where(*mine)).rowcount
+                total += connection.execute(delete(table).where(*mine, *more)).rowcount
     return total
+
+
+def _analysed_days(connection: Connection, experiment: str, phase: int) -> list[int]:
+    """From one day to the next by the key's front: without its days a unit is found by reading the whole experiment."""
+    table = experiment_unit_days
+    days: list[int] = []
+    mine = select(table.c.day).where(table.c.experiment == experiment, table.c.phase == phase)
+    day = connection.scalar(mine.order_by(table.c.day).limit(1))
+    while day is not None:
+        days.append(day)
+        day = connection.scalar(mine.where(table.c.day > day).order_by(table.c.day).limit(1))
+    return days
 
 
 def _remove_recommendations(database: Database, user_key: str, stop: Callable[[], bool]) -> int:

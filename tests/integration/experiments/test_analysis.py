@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 
+from services.recommender.experiments.analysis import unit_now
 from services.recommender.experiments.analysis.build import build
 from services.recommender.experiments.analysis.results import read, report
 from services.recommender.experiments.analysis.scope import Scope
@@ -24,6 +26,7 @@ from shared.storage.tables import (
     experiment_excluded_units,
     experiment_progress,
     experiment_quality_daily,
+    experiment_slates,
     experiment_unit_days,
     exposures,
 )
@@ -120,8 +123,9 @@ def test_building_again_changes_nothing(database: Database) -> None:
     assert everything(database) == before
 
 
-def test_a_build_that_dies_between_days_goes_on_where_it_was(database: Database) -> None:
-    made = world()
+@pytest.mark.parametrize(("whole_ones", "filled"), [(4, 3), (7, 6)], ids=["filling", "summing"])
+def test_a_build_that_dies_goes_on_where_it_was(database: Database, whole_ones: int, filled: int) -> None:
+    made = world(units=60)
     made.write(database)
     slates(database, made)
     built(database)
@@ -130,23 +134,68 @@ def test_a_build_that_dies_between_days_goes_on_where_it_was(database: Database)
         for table in (experiment_progress, experiment_unit_days, experiment_daily, experiment_quality_daily):
             connection.execute(table.delete())
         connection.execute(experiment_excluded_units.delete())
-    dying = _Dying(database, after=4)
+    dying = _Dying(database, after=whole_ones)
     with pytest.raises(DatabaseUnavailable):
         build(dying, registered(), now_us(), known=UNCAPPED, actions=ACTIONS)  # type: ignore[arg-type]
     with database.read() as connection:
-        assert connection.scalar(select(func.count()).select_from(experiment_progress)) == 4
+        assert list(connection.scalars(select(experiment_progress.c.has_sums))) == [False] * filled
+    assert aggregates(database).as_of_us is None, "days without statistics are not shown"
     again = build(database, registered(), now_us(), known=UNCAPPED, actions=ACTIONS)
-    assert again.days == tuple(
-        range(FIRST_DAY + 1, FIRST_DAY + DAYS)
-    )  # the two days before the last are looked at again
+    # The newest of what was filled and the two days before it are looked at again, the others are only summed.
+    assert again.days == tuple(range(FIRST_DAY + max(filled - 3, 0), FIRST_DAY + DAYS))
     assert everything(database) == whole
+
+
+def test_a_late_event_outlives_the_builds_that_die_before_they_are_through(database: Database) -> None:
+    made = world(units=60)
+    made.write(database)
+    built(database, at_us=start_us(FIRST_DAY + 4, zone_of(ZONE)))
+    unit = next(row for row in made.exposed if row["first_at_us"] < start_us(FIRST_DAY + 1, zone_of(ZONE)))
+    late = event(90_000, unit["unit"], "click", unit["first_at_us"] + 5)
+    with database.write() as connection:
+        connection.execute(insert(events), [late])
+    made.events.append(late)
+    for after in (2, 6):
+        with pytest.raises(DatabaseUnavailable):
+            build(_Dying(database, after), registered(), now_us(), known=UNCAPPED, actions=ACTIONS)  # type: ignore[arg-type]
+    assert_equal_sums(built(database).of("ctr"), expected(made, UNCAPPED["ctr"], now_us() + 1))
+
+
+def test_two_builds_at_once_count_no_event_twice(database: Database) -> None:
+    made = world(units=60)
+    made.write(database)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(build, database, registered(), now_us(), known=UNCAPPED, actions=ACTIONS) for _ in range(2)]
+        assert [len(one.result().days) for one in both] == [DAYS, DAYS]
+    assert_equal_sums(aggregates(database).of("ctr"), expected(made, UNCAPPED["ctr"], now_us() + 1))
+
+
+def test_units_are_summed_range_by_range(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_now, "RANGE_UNITS", 7)
+    made = world(units=60)
+    made.write(database)
+    found = built(database)
+    for key in ("ctr", "revenue_per_unit"):
+        assert_equal_sums(found.of(key), expected(made, UNCAPPED[key], now_us() + 1))
+
+
+def test_slates_without_a_latency_have_no_latency_rather_than_none_at_all(database: Database) -> None:
+    made = world(units=20)
+    made.write(database)
+    slates(database, made)
+    with database.write() as connection:
+        connection.execute(experiment_slates.update().values(took_us=None))
+    built(database, KNOWN)
+    found = report(database, registered(), now_us(), known=KNOWN, actions=ACTIONS)
+    assert {(one.p50_ms, one.p95_ms, one.p99_ms) for one in found.quality} == {(None, None, None)}
+    assert all(one.requests > 0 for one in found.quality)
 
 
 class _Dying:
     """A database that dies in the middle of a day's transaction, after `after` whole ones."""
 
     def __init__(self, database: Database, after: int) -> None:
-        self._database, self._left = database, after
+        self._database, self._left, self.is_sqlite = database, after, True
 
     def read(self) -> Any:
         return self._database.read()
@@ -243,6 +292,19 @@ def test_the_report_of_a_small_world_hides_its_verdict_for_its_multi_variant_uni
     assert {one.variant: one.coverage_requests for one in found.quality}[CONTROL] > 0
     assert all(one.p50_ms is not None and 3 < one.p50_ms < 60 for one in found.quality)
     assert {segment.name for segment in found.segments} == {"de", "fr", ""}
+
+
+def test_sums_of_an_experiment_whose_units_were_purged_stay_as_they_were(database: Database) -> None:
+    made = world(units=30)
+    made.write(database)
+    built(database)
+    before = aggregates(database).of("ctr")
+    with database.write() as connection:
+        connection.execute(experiment_unit_days.delete())
+    stopped = registered(stopped_at_us=now_us())
+    done = build(database, stopped, now_us() + 90 * 24 * HOUR_US, known=UNCAPPED, actions=ACTIONS)
+    assert done.days == ()
+    assert aggregates(database).of("ctr") == before
 
 
 def test_units_exposed_after_their_variant_was_killed_are_a_leak(database: Database) -> None:

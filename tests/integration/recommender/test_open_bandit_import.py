@@ -63,6 +63,8 @@ def test_an_import_is_an_experiment_of_two_arms_and_changes_nothing_that_is_serv
         ).all()
         hidden = set(connection.scalars(select(items.c.is_hidden)))
         audit = connection.execute(select(experiment_audit)).one()
+        latencies = set(connection.scalars(select(experiment_slates.c.took_us)))
+    assert latencies == {None}, "the log has none, and none is not 0 ms"
     listed = ExperimentStore(database, SCHEMA).list()
     assert [one.registered.definition.key for one in listed] == [row.experiment]
     assert listed[0].status is Status.STOPPED

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.recommender.experiments.analysis.build import FINAL_AFTER_US
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.registered import RegisteredExperiment
 from shared.errors import SilkrecError
@@ -22,7 +23,7 @@ _log = get_logger(__name__)
 LOCK = "silkrec:exp1:build"
 LOCK_TTL_S = 300
 """A process that dies while it builds holds the others up for so long."""
-AFTER_STOP_US = 2 * 86_400_000_000
+AFTER_STOP_US = FINAL_AFTER_US
 """The last exposures of one that is over may still lie in a journal; after two days nothing changes any more."""
 
 

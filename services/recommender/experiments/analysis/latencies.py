@@ -31,10 +31,9 @@ Sample = Mapping[str, Sequence[int]]
 """`us`: took; `unit`: a number a user, the same on every day."""
 
 
-def write(connection: Connection, scope: Scope, day: int, registered: RegisteredExperiment, *, newest: bool) -> None:
-    """`newest`: also the lifts, of the last POOLED_DAYS together."""
-    mine = and_(scope.mine(_table), _table.c.day == day)
-    connection.execute(delete(_table).where(mine))
+def write(connection: Connection, scope: Scope, day: int) -> None:
+    """The day's sample."""
+    connection.execute(delete(_table).where(scope.mine(_table), _table.c.day == day))
     key = {"experiment": scope.experiment, "phase": scope.phase, "day": day}
     rows = [
         {**key, "variant": variant, "sample": _sample(connection, scope, day, variant, slates), "lifts": []}
@@ -42,9 +41,13 @@ def write(connection: Connection, scope: Scope, day: int, registered: Registered
     ]
     if rows:
         connection.execute(insert(_table), rows)
-    if newest:
-        for variant, lifts in _lifts(connection, scope, day, registered).items():
-            connection.execute(update(_table).where(mine, _table.c.variant == variant).values(lifts=lifts))
+
+
+def compare(connection: Connection, scope: Scope, day: int, registered: RegisteredExperiment) -> None:
+    """The lifts of the POOLED_DAYS that end with this one, kept beside its sample."""
+    mine = and_(scope.mine(_table), _table.c.day == day)
+    for variant, lifts in _lifts(connection, scope, day, registered).items():
+        connection.execute(update(_table).where(mine, _table.c.variant == variant).values(lifts=lifts))
 
 
 def _answered(scope: Scope, day: int, *columns: Any) -> Select[Any]:
@@ -55,6 +58,7 @@ def _answered(scope: Scope, day: int, *columns: Any) -> Select[Any]:
         _slates.c.served_at_us >= start,
         _slates.c.served_at_us < end,
         _slates.c.failed.is_(False),
+        _slates.c.took_us.is_not(None),  # an imported log has none
     )
 
 

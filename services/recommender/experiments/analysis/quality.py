@@ -88,6 +88,7 @@ def _latencies(connection: Connection, scope: Scope, day: int) -> list[Any]:
     arms = [(took < end, took.op(division)(step) * step) for end, step in STEPS[:-1]]
     bucket = case(*arms, else_=took.op(division)(STEPS[-1][1]) * STEPS[-1][1]).label("bucket")
     query = select(_slates.c.variant, bucket, func.count()).where(_on(scope, day))
+    query = query.where(took.is_not(None))  # an imported log has none, and none is not 0 ms
     return list(connection.execute(query.group_by(_slates.c.variant, "bucket")))
 
 

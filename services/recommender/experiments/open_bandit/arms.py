@@ -110,7 +110,7 @@ def _exposure(campaign: Campaign, policy: Policy, unit: str, at_us: int) -> dict
 
 
 def _slate(campaign: Campaign, policy: Policy, unit: str, slate: str, at_us: int) -> dict[str, Any]:
-    """`took_us` 0: the log has no latencies."""
+    """`took_us` None: the log has no latencies."""
     return {
         "experiment": key_of(campaign),
         "recommendation_id": slate,
@@ -119,7 +119,7 @@ def _slate(campaign: Campaign, policy: Policy, unit: str, slate: str, at_us: int
         "unit": unit,
         "served_at_us": at_us,
         "served_day": at_us // DAY_US,
-        "took_us": 0,
+        "took_us": None,
         "items": 1,
         "rung": str(Rung.MODEL if policy is Policy.BTS else Rung.RETRIEVAL),
         "degraded": False,
