@@ -19,6 +19,7 @@ from services.recommender.experiments.registry.sql import write_audit
 from services.recommender.experiments.report import AlarmCode, Decision
 from services.recommender.experiments.statistics.outliers import cap_at
 from shared.errors import DatabaseUnavailable
+from shared.settings.roots import DatabaseSettings
 from shared.storage.database import Database
 from shared.storage.tables import (
     events,
@@ -168,6 +169,17 @@ def test_two_builds_at_once_count_no_event_twice(database: Database) -> None:
         both = [pool.submit(build, database, registered(), now_us(), known=UNCAPPED, actions=ACTIONS) for _ in range(2)]
         assert [len(one.result().days) for one in both] == [DAYS, DAYS]
     assert_equal_sums(aggregates(database).of("ctr"), expected(made, UNCAPPED["ctr"], now_us() + 1))
+
+
+def test_one_connection_is_enough(database: Database) -> None:
+    world(units=10).write(database)
+    narrow = Database(
+        database.url.render_as_string(hide_password=False), DatabaseSettings(pool_size=1, connect_timeout_s=1)
+    )
+    try:
+        assert len(build(narrow, registered(), now_us(), known=UNCAPPED, actions=ACTIONS).days) == DAYS
+    finally:
+        narrow.close()
 
 
 def test_units_are_summed_range_by_range(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
