@@ -42,6 +42,21 @@ def cut(asks: Sequence[SlateAsk], size: int, most_bytes: int = CHUNK_BYTES) -> I
         yield asks[start:]
 
 
+def gathered(pages: Iterator[Page], least: int, most_pages: int = 50) -> Iterator[Page]:
+    """Pages joined until they hold `least` users: a segment that takes one user in a hundred would otherwise make
+    chunks of twenty."""
+    asks: list[SlateAsk] = []
+    refused: list[str] = []
+    joined, last = 0, None
+    for page in pages:
+        asks, refused, joined, last = [*asks, *page.asks], [*refused, *page.refused], joined + 1, page.cursor
+        if len(asks) >= least or joined >= most_pages:
+            yield Page(asks, last, refused)
+            asks, refused, joined, last = [], [], 0, None
+    if last is not None:
+        yield Page(asks, last, refused)
+
+
 @dataclass
 class Planner:
     """One turn at a job's plan. `plan` returns whether everything is planned; a turn ends after `turn_s`, so that the
@@ -62,9 +77,9 @@ class Planner:
         with SeenUsers() as seen:
             if cursor is not None and not self.users.unique:
                 self._remember(seen, cursor)
-            for page in self.users.pages(cursor):
+            for page in gathered(self.users.pages(cursor), self.rules.sizing.most):
                 fresh = page.asks if self.users.unique else seen.new(page.asks)
-                self._commit(Page(fresh, page.cursor))
+                self._commit(Page(fresh, page.cursor, page.refused))
                 if self.stopped() or self.monotonic() > until:
                     return False
         self.database.transact(self._planned)
@@ -87,6 +102,9 @@ class Planner:
                 (first + place, ChunkKind.WORK, len(piece), packing.pack(piece)) for place, piece in enumerate(pieces)
             ]
             job_rows.add_chunks(connection, self.lease.job_id, rows, self.clock(connection))
+            if page.refused:
+                number = chunk_rows.next_number(connection, self.lease.job_id)
+                job_rows.add_refused(connection, self.lease.job_id, number, page.refused, self.clock(connection))
             mine = jobs.c.job_id == self.lease.job_id
             connection.execute(update(jobs).where(mine).values(cursor=dict(page.cursor)))
 

@@ -1,4 +1,4 @@
-"""Which users a job has planned already, on disk: a million of them in a set would be 100 MB of the planner's memory."""
+"""Which users a job has planned already, on disk: a million in a set would be 100 MB of memory."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from shared.contracts.manifest import Release
 
 @dataclass(frozen=True, slots=True)
 class SlateAsk:
-    """One user of a chunk. `user_key` is `u:` or `v:` + id; `item_ids`: the list to rank; none: candidates are retrieved."""
+    """One user of a chunk. `user_key` is `u:` or `v:` + id; `item_ids`: the list to rank, none to retrieve."""
 
     user_key: str
     item_ids: tuple[str, ...] = ()

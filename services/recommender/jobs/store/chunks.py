@@ -140,6 +140,7 @@ def users_per_s(connection: Connection, job_id: str | None) -> float | None:
     """Of one worker, over the newest chunks that were done, of this job or of any. None: none was."""
     table = job_chunks.c
     newest = select(table.users, table.seconds).where(table.kind == ChunkKind.WORK.value, table.state == "done")
+    newest = newest.where(table.seconds.is_not(None))  # rows of a file that were refused took none
     if job_id is not None:
         newest = newest.where(table.job_id == job_id).order_by(table.due_at_us.desc())
     else:

@@ -188,6 +188,17 @@ def add_chunks(
     connection.execute(insert(job_chunks), rows)
 
 
+def add_refused(connection: Connection, job_id: str, chunk: int, refused: Sequence[str], now_us: int) -> None:
+    """Rows of a file that name nobody: a chunk of failures, done as it is written, so that they are counted once."""
+    connection.execute(
+        insert(job_chunks).values(
+            job_id=job_id, chunk=chunk, kind=ChunkKind.WORK.value, state=ChunkState.DONE.value, due_at_us=now_us,
+            token=0, attempts=0, users=len(refused), users_done=0, users_failed=len(refused),
+            failures=[[row, "the row names no user, or no items to rank"] for row in refused], updated_at_us=now_us,
+        )
+    )  # fmt: skip
+
+
 def add_up(checksums: Sequence[str]) -> str:
     """Sums of 256 bits: the same whatever chunks the users stood in."""
     return f"{sum(int(one, 16) for one in checksums) % (1 << 256):064x}"
