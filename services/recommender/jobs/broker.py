@@ -1,7 +1,7 @@
 """Celery, as far as it is used: one queue of messages that say nothing but "look whether a chunk is due".
 
-Redis (redis://, rediss://, redis+socket://) or RabbitMQ (amqp://). No result backend and no remote control: what happened
-stands in the database. A message that is lost, doubled or late changes nothing but when somebody looks.
+Redis (redis://, rediss://, redis+socket://) or RabbitMQ (amqp://). No result backend and no remote control: what
+happened stands in the database. A message that is lost, doubled or late changes nothing but when somebody looks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Celery worker: a master that holds the connection to the broker, and a process for each chunk under way.
 
-A worker process opens database, Redis and the maker of slates when it gets its first chunk, and keeps them. A store that
-is away is a chunk that waits, never the end of the process; a broker that is away is tried again for ever.
+A worker process opens database, Redis and the maker of slates when it gets its first chunk, and keeps them. A store
+that is away is a chunk that waits, never the end of the process; a broker that is away is tried again for ever.
 """
 
 from __future__ import annotations
