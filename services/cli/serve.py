@@ -75,7 +75,7 @@ def inference(ctx: typer.Context, supervised: Supervised = False) -> None:
 
 @app.command()
 def jobs(ctx: typer.Context, supervised: Supervised = False) -> None:
-    """A worker for batch jobs, and what wakes it: sweeper, schedules, webhook. Run it on as many machines as you like."""
+    """A worker for batch jobs, and what wakes it: sweeper, schedules, webhook. Several machines may run one."""
     run_service(load_shipped(ctx), SERVICES["jobs"], supervised=supervised)
 
 

@@ -1,4 +1,4 @@
-"""The jobs process: keeps the worker, wakes it, fires schedules, tells the webhook, purges; /health, /ready, /metrics."""
+"""The jobs process: keeps the worker and wakes it, fires schedules, tells the webhook, purges."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def oldest_expired(connection: Connection, days: int, clock: Clock = database_cl
 
 def purge_of(connection: Connection, owner: Column[str], job_id: str, chunk_rows: int = CHUNK_ROWS) -> int:
     """Rows of a job from the table of `owner`, its job_id column; fewer than `chunk_rows`: there are no more."""
-    table: Table = owner.table  # type: ignore[assignment]
+    table: Table = owner.table
     keys = connection.execute(select(*table.primary_key).where(owner == job_id).limit(chunk_rows)).all()
     return delete_rows(connection, table, keys)
 

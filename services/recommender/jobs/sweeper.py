@@ -1,6 +1,6 @@
 """Every second: settles jobs whose last worker died behind its commit, and sees to it that due chunks are looked for.
 
-The broker's queue gets a message a due chunk, `max_waiting_wakeups` at most: a job of a million users costs 32 messages.
+The broker's queue gets a message a due chunk, `max_waiting_wakeups` at most: 32, however many users a job has.
 Several sweepers do no harm; each fills the same queue to the same mark.
 """
 

@@ -12,6 +12,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -111,8 +112,8 @@ class Webhook:
         events = await self._transact(lambda connection: claim(connection, lease_s))
         for event in events:
             failure = await self._send(event)
-            most = self._settings.attempts
-            outcome = await self._transact(lambda connection, e=event, f=failure: record(connection, e, f, most))
+            told = partial(record, event=event, failure=failure, most=self._settings.attempts)
+            outcome = await self._transact(told)
             self._metrics.webhooks.labels(outcome).inc()
             if outcome == "given_up":
                 _log.error("a webhook event is given up", event_seq=event.event_seq, cause=failure)
