@@ -18,6 +18,7 @@ from services.recommender.catalogue import Catalogue
 from services.recommender.components.hydrators.user_features import UserFeaturesHydrator
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
 from services.recommender.experiments_wiring import ExperimentDoors, experiment_doors
+from services.recommender.jobs.desk import JobDesk
 from services.recommender.journal import Journal
 from services.recommender.metrics import JournalMetrics, ServingMetrics, SlateMetrics
 from services.recommender.pipeline_wiring import recommend_pipeline
@@ -156,6 +157,7 @@ async def opened(
             "keys": stores.keys,
             "metrics": metrics,
             "desk": desk,
+            "jobs": JobDesk(stores.database, settings),
             **doors.state,
         }
         if settings.recommender.features_url:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -104,6 +105,8 @@ class Worker:
     def run(self) -> None:
         """Blocks. Signals of Celery are global, so one worker a process."""
         setup_logging.connect(_keep_logging, weak=False)
+        for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines a message; a chunk has its own
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         worker_process_init.connect(self._begin, weak=False)
         worker_process_shutdown.connect(self._end, weak=False)
         worker = self.app.Worker(
@@ -112,6 +115,7 @@ class Worker:
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
+            quiet=True,  # no banner among the logs
             loglevel="WARNING",
         )
         worker.start()
