@@ -35,6 +35,7 @@ from services.recommender.serving.popular_refresher import PopularRefresher
 from services.recommender.serving.readiness import ReadinessBoard
 from services.recommender.serving.releases import ReleaseWatcher
 from services.recommender.serving.slates import SlateServer
+from services.recommender.serving.stored_slates import StoredSlates
 from services.recommender.warm_up import warm_up
 from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
@@ -174,7 +175,9 @@ def _open_stores(settings: Settings, inference: InferenceClient | None, stack: c
     stack.push_async_callback(redis.aclose, close_connection_pool=True)
     redis_write = connect(settings.redis_url(), settings.redis, timeout_ms=settings.redis.write_timeout_ms)
     stack.push_async_callback(redis_write.aclose, close_connection_pool=True)
-    reader = FeatureReader(database, redis, settings.features, ActionTable.from_schema(settings.data))
+    slates = StoredSlates(settings.jobs.batch_slate_ttl_s)
+    actions = ActionTable.from_schema(settings.data)
+    reader = FeatureReader(database, redis, settings.features, actions, stored_extras=slates)
     stack.push_async_callback(reader.close)
     engines: EngineControl | None = None
     if inference is None:
