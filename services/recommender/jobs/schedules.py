@@ -2,7 +2,7 @@
 it, and however often, it is one job.
 
 Celery's crontab reads the line; its beat is not used: it keeps what it fired in a file of one machine, and two beats
-fire twice (infra/decisions/0011-durable-jobs.md).
+fire twice (infra/decisions/0015-durable-jobs.md).
 """
 
 from __future__ import annotations
