@@ -24,7 +24,7 @@ from services.recommender.jobs import wiring
 from services.recommender.jobs.broker import TASK, WakeUps, make_app
 from services.recommender.jobs.work import SlateMaker
 from services.recommender.jobs.working import Bench, turn
-from shared.errors import SilkrecError
+from shared.errors import DatabaseUnavailable, SilkrecError
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
 from shared.settings.load import Loaded
@@ -60,7 +60,10 @@ class Process:
         """Opened at the first call. Raises DatabaseUnavailable."""
         if self._maker is None:
             opening = self._stack.enter_async_context(wiring.open_maker(self._settings, Metrics(SERVICE)))
-            self._maker = self.run(opening).result(OPEN_S)
+            try:
+                self._maker = self.run(opening).result(OPEN_S)
+            except TimeoutError:
+                raise DatabaseUnavailable("what slates are made of could not be read in time") from None
         return self._maker
 
     def close(self) -> None:
