@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -45,6 +46,7 @@ DEADLINE_S = 10.0
 LOADED_S = 60.0
 # Behind every request of a user (0).
 PRIORITY = 1
+NICE = 10
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def _refuse_without_engine(slate: Slate) -> None:
     """A request takes the next rung of the ladder; a job has time, and waits for the engine."""
     if any(one.cause == InferenceUnavailable.code for one in slate.degraded):
         raise InferenceUnavailable("the inference service does not answer; the chunk waits for it", retry_after_s=2.0)
+
+
+def lower_priority(_settings: Settings) -> None:
+    """Of this process, for good: on a machine that it shares with the services, it gets what they leave."""
+    os.nice(NICE)
 
 
 @contextlib.asynccontextmanager

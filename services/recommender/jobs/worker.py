@@ -129,8 +129,9 @@ class Worker:
         return self._process
 
     def _begin(self, **_: Any) -> None:
-        """In a fresh process: Ctrl-C is the master's business."""
+        """In a fresh process: Ctrl-C is the master's business, and requests go first."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        wiring.lower_priority(self._loaded.settings)
 
     def _end(self, **_: Any) -> None:
         if self._process is not None:
