@@ -11,7 +11,7 @@ from services.recommender.jobs.work import SlateAsk
 from shared.errors import ConfigurationError
 
 VERSION = 1
-_LEVEL = 1  # a million users with 100 items each pack in 20 s; level 6 takes three times that for a tenth less
+_LEVEL = 6  # a million users with 100 items each: 27 s and 231 MB; level 1 takes 14 s and 336 MB of the database
 
 
 def pack(asks: Sequence[SlateAsk]) -> bytes:

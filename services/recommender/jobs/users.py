@@ -26,7 +26,7 @@ from shared.schema import Schema
 from shared.storage.database import Database
 from shared.storage.tables import user_state, users
 
-# 2,000 profiles of 1 KB are 2 MB, and their test takes 15 ms.
+# With an expression a page takes 50 ms, of which its test 30; a million users 25 s, in the memory of a page.
 PAGE_USERS = 2000
 _EXCERPT = 120
 Cursor = Mapping[str, Any]

@@ -18,7 +18,7 @@ from shared.storage.tables import batch_slates
 
 @dataclass(frozen=True, slots=True)
 class StoredSlates:
-    """`services.features.reader.StoredExtras`. One look by primary key: 0.2 ms beside the history's."""
+    """`services.features.reader.StoredExtras`. One look by primary key, beside those for history and profile."""
 
     ttl_s: int
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
