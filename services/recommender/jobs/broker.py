@@ -52,6 +52,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         worker_concurrency=jobs.concurrency,
         worker_prefetch_multiplier=1,
+        worker_consumer="services.recommender.jobs.consumer:PatientConsumer",
         worker_enable_remote_control=False,  # its reply queues would stay in Redis without a TTL
         worker_send_task_events=False,
         worker_hijack_root_logger=False,

@@ -30,8 +30,8 @@ from tests.servers import MariaDB, RabbitMQ, free_port
 
 pytestmark = pytest.mark.integration
 
-USERS = 600
-CHUNK_USERS = 100
+USERS = 300
+CHUNK_USERS = 60
 WAIT_S = 60.0
 
 
