@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from sqlalchemy import Connection
 
 from services.recommender.catalogue.columns import format_time
 from services.recommender.jobs import asks as packing
 from services.recommender.jobs.heart import Heart
-from services.recommender.jobs.leases import DEPENDENCY_WAIT_S, ChunkKind, LeaseLost, renew_every_s
+from services.recommender.jobs.leases import DEPENDENCY_WAIT_S, ChunkKind, ChunkState, LeaseLost, renew_every_s
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.outputs import redis as redis_output
 from services.recommender.jobs.outputs.made import Made
@@ -84,7 +85,7 @@ def turn(bench: Bench) -> bool:
 def settle(database: Database, job_id: str, rules: Rules) -> None:
     """Raises DatabaseUnavailable."""
 
-    def write(connection: Any) -> None:
+    def write(connection: Connection) -> None:
         body = read_stored(dict(job_rows.get(connection, job_id).spec))
         settling.settle(connection, job_id, rules, publishes="parquet" in body.outputs())
 
@@ -107,14 +108,20 @@ def _carry_out(bench: Bench, lease: Lease) -> None:
         _log.warning("a chunk waits for a dependency", job_id=lease.job_id, chunk=lease.chunk, cause=error.detail)
         reason = f"{error.code}: {error.detail}"
         wait_s = error.retry_after_s or DEPENDENCY_WAIT_S
-        database.transact(lambda connection: chunks.release(connection, lease, reason, wait_s=wait_s))
+        _commit(bench, lambda connection: chunks.release(connection, lease, reason, wait_s=wait_s))
     except Exception as error:  # noqa: BLE001  (whatever a chunk does to its worker, it is counted and said)
         expected = isinstance(error, SilkrecError)
         _log.error("a chunk failed", job_id=lease.job_id, chunk=lease.chunk, exc_info=None if expected else error)
         reason = (
             f"{error.code}: {error.detail}" if isinstance(error, SilkrecError) else f"{type(error).__name__}: {error}"
         )
-        database.transact(lambda connection: chunks.fail(connection, lease, reason, rules))
+        _commit(bench, lambda connection: _fail(connection, lease, reason, rules))
+
+
+def _fail(connection: Connection, lease: Lease, reason: str, rules: Rules) -> None:
+    state = chunks.fail(connection, lease, reason, rules)
+    if state is ChunkState.PARKED:
+        _log.error("a chunk is parked", job_id=lease.job_id, chunk=lease.chunk, users=lease.users, reason=reason)
 
 
 def _dispatch(bench: Bench, lease: Lease, heart: Heart) -> None:
@@ -193,7 +200,7 @@ def _wait(bench: Bench, work: Coroutine[Any, Any, T], began: float, heart: Heart
     return future.result()  # type: ignore[no-any-return]
 
 
-def _commit(bench: Bench, write: Callable[[Any], None]) -> None:
+def _commit(bench: Bench, write: Callable[[Connection], None]) -> None:
     """Through a restart of the database: the token makes a late commit harmless, and computing again costs seconds.
 
     A commit whose answer was lost shows as a lost lease, and the chunk is done."""
