@@ -13,7 +13,7 @@ from services.recommender.jobs.broker import WakeUps, make_app
 from services.recommender.jobs.desk import JobDesk
 from services.recommender.jobs.metrics import JobMetrics
 from services.recommender.jobs.purge import JobPurge
-from services.recommender.jobs.schedules import Scheduler
+from services.recommender.jobs.schedules import Schedule, Scheduler
 from services.recommender.jobs.sweeper import Sweeper
 from services.recommender.jobs.webhook import Webhook
 from services.recommender.jobs.worker_process import WorkerProcess
@@ -58,6 +58,8 @@ class Board:
 def build(loaded: Loaded) -> FastAPI:
     """Nothing is opened before the lifespan begins. Raises ConfigurationError for a schedule that cannot be."""
     metrics, board = Metrics(SERVICE), Board()
+    for schedule in loaded.settings.jobs.schedules:
+        Schedule.of(schedule, loaded.settings)  # one line that names it, before anything is started
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
