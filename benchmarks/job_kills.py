@@ -1,6 +1,7 @@
 """One job while everything that it needs is killed at random: worker, broker, database, engine.
 
-    python -m benchmarks.job_kills [--users 50000] [--kills 30] [--seed 1] [--broker redis|rabbitmq] [--json FILE]
+    python -m benchmarks.job_kills [--users 50000] [--kills 30] [--events 6] [--seed 1] [--broker redis|rabbitmq]
+                                   [--json FILE]
 
 `silkrec serve all` over a private MariaDB and a broker of its own, with a small trained model and users who have a few
 events each. First a job of a tenth of the users runs undisturbed: its users a second are the rate. Then the job: kills
@@ -9,7 +10,9 @@ started again, database and broker by this script as an init system would, the o
 
 measured: `missing_users` and `duplicate_users` of the published Parquet against who was asked for; `checksum_matches`,
 that it is what the chunks committed; `kill_slowdown`, seconds of the job over users / rate, without the seconds in
-which a killed part was not yet ready again (database and broker: answer; engine: /ready; worker: its master says so).
+which a killed part was not yet ready again (database and broker: answer; engine: /ready; worker: its master says so);
+`longest_queue` of the broker, in messages; `worker_mb` of the process that makes slates, at a tenth of the job and at
+its end, which says something with `--kills 0`: `--users 1000000 --events 0 --kills 0` is the trial of a very large job.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +34,11 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from kombu import Queue
 from sqlalchemy import Connection, insert
 
 from benchmarks.peers.report import machine, table
+from services.recommender.jobs.broker import QUEUE, make_app
 from services.recommender.jobs.desk import JobDesk, Seen
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.outputs.made import checksum_of
@@ -41,16 +46,16 @@ from services.recommender.jobs.spec import read_body
 from services.recommender.jobs.working import folder_of
 from shared.errors import DatabaseUnavailable
 from shared.settings.load import load_settings
-from shared.settings.roots import DatabaseSettings
+from shared.settings.roots import DatabaseSettings, Settings
 from shared.storage.database import Database
 from shared.storage.tables import events, user_state
 from tests.e2e.suite import Suite, fill, serve_all, train_and_promote
 from tests.servers import Process, mariadb, rabbitmq, redis_server
 
 PARTS = ("worker", "broker", "database", "engine")
-EVENTS_EACH = 6
 READY_S = 180.0
 LOOK_S = 0.1
+SAMPLE_S = 2.0
 BATCH = 5000
 
 
@@ -60,7 +65,21 @@ class Trial:
     database: Process
     broker: Process
     desk: JobDesk
+    queue: Callable[[], int | None]
     kills: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[float, float, int]] = field(default_factory=list)
+
+    def sample(self, share: float) -> None:
+        """Share of the users done, megabytes of the largest worker process, messages that wait; none where a part is
+        away just now."""
+        waiting = self.queue()
+        try:
+            makers = psutil.Process(self._worker()).children(recursive=True)
+            sizes = [maker.memory_info().rss / 1e6 for maker in makers]
+        except (psutil.Error, StopIteration, KeyError):
+            return
+        if sizes and waiting is not None:
+            self.samples.append((share, max(sizes), waiting))
 
     def seen(self, job_id: str) -> Seen | None:
         """None while the database is away."""
@@ -110,6 +129,8 @@ def run_job(trial: Trial, params: dict[str, Any], plan: list[tuple[float, str]])
     job_id = trial.desk.submit(body, actor="benchmark")[0].job.job_id
     began = time.monotonic()
     waiting = list(plan)
+    trial.samples.clear()
+    sampled = 0.0
     while True:
         seen = trial.seen(job_id)
         if seen is not None and not seen.job.active:
@@ -119,7 +140,21 @@ def run_job(trial: Trial, params: dict[str, Any], plan: list[tuple[float, str]])
             _, part = waiting.pop(0)
             unready_s = trial.kill(part)
             trial.kills.append({"part": part, "at": round(share, 3), "unready_s": round(unready_s, 2)})
+        if time.monotonic() - sampled > SAMPLE_S:
+            sampled = time.monotonic()
+            trial.sample(share)
         time.sleep(LOOK_S)
+
+
+def sizes_of(samples: Sequence[tuple[float, float, int]]) -> dict[str, Any]:
+    """The newest sample of the first tenth against the last of all."""
+    if not samples:
+        return {}
+    tenth = next((sample for sample in samples if sample[0] >= 0.1), samples[-1])
+    return {
+        "longest_queue": max(waiting for _, _, waiting in samples),
+        "worker_mb": [round(tenth[1]), round(samples[-1][1])],
+    }
 
 
 def plan_of(kills: int, seed: int) -> list[tuple[float, str]]:
@@ -147,7 +182,7 @@ def verdict(trial: Trial, seen: Seen, asked: set[str]) -> dict[str, Any]:
     }
 
 
-def put_users(database: Database, count: int, items: int) -> list[str]:
+def put_users(database: Database, count: int, items: int, events_each: int) -> list[str]:
     """With a short history each, straight into the tables: the way in is measured elsewhere."""
     names = [f"kill-{number:06d}" for number in range(count)]
     now_us = time.time_ns() // 1000
@@ -163,19 +198,20 @@ def put_users(database: Database, count: int, items: int) -> list[str]:
                     "item_index": dice.randint(1, items), "action": 2, "occurred_at_us": now_us - place * 60_000_000,
                     "received_at_us": now_us,
                 }
-                for name in part for place in range(EVENTS_EACH)
+                for name in part for place in range(events_each)
             ]  # fmt: skip
-            connection.execute(insert(events), rows)
+            if rows:
+                connection.execute(insert(events), rows)
 
         database.transact(write)
     return names
 
 
 @contextmanager
-def trial_of(folder: Path, broker_kind: str, users: int) -> Iterator[tuple[Trial, list[str]]]:
+def trial_of(folder: Path, options: argparse.Namespace) -> Iterator[tuple[Trial, list[str]]]:
     with ExitStack() as stack:
         sql = stack.enter_context(mariadb(folder / "database"))
-        broker: Any = stack.enter_context((redis_server if broker_kind == "redis" else rabbitmq)(folder / "broker"))
+        broker: Any = stack.enter_context((redis_server if options.broker == "redis" else rabbitmq)(folder / "broker"))
         inbox = folder / "inbox"
         inbox.mkdir()
         stores = {"DATABASE__URL": sql.url(), "BROKER__URL": broker.url, "JOBS__INPUT_DIR": str(inbox)}
@@ -184,12 +220,28 @@ def trial_of(folder: Path, broker_kind: str, users: int) -> Iterator[tuple[Trial
         train_and_promote(suite)
         database = Database(sql.url(), DatabaseSettings())
         stack.callback(database.close)
-        names = put_users(database, users, 80)
+        names = put_users(database, options.users, 80, options.events)
         lines = "".join(json.dumps({"user_id": name}) + "\n" for name in names)
         (inbox / "all.jsonl").write_text(lines)
         (inbox / "some.jsonl").write_text("".join(json.dumps({"user_id": name}) + "\n" for name in names[::10]))
         settings = load_settings(env=_silkrec(suite.environment)).settings
-        yield Trial(suite, sql, broker, JobDesk(database, settings)), names
+        yield Trial(suite, sql, broker, JobDesk(database, settings), length_of(settings)), names
+
+
+def length_of(settings: Settings) -> Callable[[], int | None]:
+    """Asks the broker how many messages wait; None while it is away."""
+    app = make_app(settings)
+
+    def length() -> int | None:
+        try:
+            with app.connection_for_read(connect_timeout=1) as connection:
+                return int(Queue(QUEUE, durable=True)(connection.default_channel).queue_declare().message_count)
+        except (OSError, *connection_errors):
+            return None
+
+    with app.connection_for_read() as known:
+        connection_errors = (*known.connection_errors, *known.channel_errors)
+    return length
 
 
 def _silkrec(environment: dict[str, str]) -> dict[str, str]:
@@ -205,7 +257,7 @@ def _until(true: Callable[[], bool], what: str) -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    with trial_of(folder, options.broker, options.users) as (trial, names):
+    with trial_of(folder, options) as (trial, names):
         warm, _ = run_job(trial, {"file": "some.jsonl", "count": 10}, [])
         calm, _ = run_job(trial, {"file": "some.jsonl", "count": 10}, [])
         for one in (warm, calm):
@@ -220,14 +272,20 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         measured = {
             "state": seen.job.state.value, "users": len(names), "kills": len(trial.kills), "seconds": round(took_s, 1),
             "unready_seconds": round(unready_s, 1), "rate_users_s": round(rate, 1),
-            "failed_users": seen.progress.failed,
+            "failed_users": seen.progress.failed, **sizes_of(trial.samples),
             "kill_slowdown": round((took_s - unready_s) / (len(names) / rate), 3),
         }  # fmt: skip
         if seen.job.state.value == "succeeded":
             measured |= verdict(trial, seen, set(names))
         else:
             measured["reason"] = seen.job.reason
-    workload = {"users": options.users, "kills": options.kills, "seed": options.seed, "broker": options.broker}
+    workload = {
+        "users": options.users,
+        "kills": options.kills,
+        "events": options.events,
+        "seed": options.seed,
+        "broker": options.broker,
+    }
     return {"machine": machine(), "workload": workload, "rows": trial.kills, "measured": measured}
 
 
@@ -235,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=50_000)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--events", type=int, default=6, help="a user's history")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--json", type=Path)

@@ -1,4 +1,5 @@
-"""Every second: settles jobs whose last worker died behind its commit, and sees to it that due chunks are looked for.
+"""Every second: settles jobs whose last worker died behind its commit, ends the leases of this machine's dead workers,
+and sees to it that due chunks are looked for.
 
 The broker's queue gets a message a due chunk, `max_waiting_wakeups` at most: 32, however many users a job has.
 Several sweepers do no harm; each fills the same queue to the same mark.
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from services.recommender.jobs.alive import is_gone
 from services.recommender.jobs.broker import BrokerUnavailable
 from services.recommender.jobs.metrics import JobMetrics
 from services.recommender.jobs.store import chunks
@@ -40,9 +42,11 @@ class Sweeper:
         settings: JobsSettings,
         metrics: JobMetrics,
         *,
+        gone: Callable[[str], bool] = is_gone,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
+        self._gone = gone
         self._queue = queue
         self._settings = settings
         self._rules = Rules.of(settings)
@@ -86,5 +90,6 @@ class Sweeper:
             settle(self._database, job_id, self._rules)
         if not active:
             return 0, 0
+        self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
         with self._database.read() as connection:
             return len(active), chunks.due_count(connection, self._settings.max_waiting_wakeups)

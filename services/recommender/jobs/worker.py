@@ -21,6 +21,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
 from services.recommender.jobs import wiring
+from services.recommender.jobs.alive import worker_name
 from services.recommender.jobs.broker import TASK, WakeUps, make_app
 from services.recommender.jobs.work import SlateMaker
 from services.recommender.jobs.working import Bench, turn
@@ -50,8 +51,7 @@ class Process:
         self._database = Database(settings.database_url(), settings.database)
         redis = self.run(self._redis()).result(CLOSE_S)
         self._maker: SlateMaker | None = None
-        worker = f"{socket.gethostname()}:{os.getpid()}"
-        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker)
+        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker_name())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

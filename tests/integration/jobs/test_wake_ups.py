@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
 
 import pytest
 
+from services.recommender.jobs.alive import worker_name
 from services.recommender.jobs.broker import QUEUE, BrokerUnavailable, WakeUps, make_app
 from services.recommender.jobs.metrics import JobMetrics
 from services.recommender.jobs.store import chunks
@@ -76,6 +79,32 @@ def test_however_many_chunks_are_due_the_sweeper_asks_for_a_bounded_queue(make_w
     assert turn(world.bench)
     asyncio.run(sweeper.sweep())
     assert queue.wanted == [0, 1, 8]
+
+
+def test_the_lease_of_a_dead_process_of_this_machine_ends_at_once_and_of_no_other(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.submit(user_ids=["ann"], outputs=["database"])
+    assert turn(world.bench)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    rules, database = world.bench.rules, world.database
+
+    def sweep() -> None:
+        asyncio.run(Sweeper(database, CountingQueue(), world.settings.jobs, JobMetrics(Metrics("jobs"))).sweep())
+
+    def leased_by(worker: str) -> bool:
+        return database.transact(lambda connection: chunks.claim(connection, worker, rules)) is not None
+
+    assert leased_by(f"{socket.gethostname()}:{ended.pid}")
+    assert not leased_by("waits for the lease")
+    sweep()
+    assert leased_by(f"another-host:{ended.pid}")
+    sweep()
+    assert not leased_by("waits for the lease")
+    world.let_pass(rules.lease_us / 1e6)
+    assert leased_by(worker_name())
+    sweep()
+    assert not leased_by("waits for the lease")
 
 
 def test_a_job_whose_last_worker_died_behind_its_commit_is_settled_by_the_sweeper(make_world: MakeWorld) -> None:

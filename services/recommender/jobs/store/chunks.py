@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,23 @@ def close(connection: Connection, lease: Lease, clock: Clock = database_clock) -
     """A plan or publish chunk is done. Raises LeaseLost."""
     now_us = clock(connection)
     _write(connection, lease, {"state": ChunkState.DONE.value, "due_at_us": now_us, "updated_at_us": now_us})
+
+
+def expire_gone(
+    connection: Connection, job_ids: Sequence[str], gone: Callable[[str], bool], clock: Clock = database_clock
+) -> int:
+    """Ends the leases of workers that `gone` knows to be dead, instead of waiting for them to run out; how many."""
+    table, ended = job_chunks.c, 0
+    leased = select(table.job_id, table.chunk, table.token, table.worker).where(
+        table.job_id.in_(job_ids), table.state == ChunkState.LEASED.value, table.due_at_us > clock(connection)
+    )
+    for row in connection.execute(leased).all():
+        if row.worker is not None and gone(row.worker):
+            mine = (table.job_id == row.job_id, table.chunk == row.chunk, table.token == row.token)
+            held = table.state == ChunkState.LEASED.value
+            changed = update(job_chunks).where(*mine, held).values(due_at_us=clock(connection))
+            ended += connection.execute(changed).rowcount
+    return ended
 
 
 def due_count(connection: Connection, most: int, clock: Clock = database_clock) -> int:
