@@ -16,7 +16,7 @@ from shared.settings.roots import DatabaseSettings
 from shared.storage import migrate
 from shared.storage.database import Database
 from shared.storage.tables import metadata
-from tests.servers import MariaDB, Missing, RedisServer, mariadb, redis_server
+from tests.servers import MariaDB, Missing, RabbitMQ, RedisServer, mariadb, rabbitmq, redis_server
 
 SettingsFactory = Callable[..., Loaded]
 
@@ -42,6 +42,17 @@ def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB
 def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with _needed():
         server = redis_server(tmp_path_factory.mktemp("redis"))
+        running = server.__enter__()
+    try:
+        yield running
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    with _needed():
+        server = rabbitmq(tmp_path_factory.mktemp("rabbitmq"))
         running = server.__enter__()
     try:
         yield running

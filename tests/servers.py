@@ -1,4 +1,4 @@
-"""Private MariaDB and Redis processes for tests and benchmarks: own data folder, Unix sockets or free ports, no root.
+"""Private MariaDB, Redis and RabbitMQ processes for tests and benchmarks: own data folders, free ports, no root.
 
 Nothing here touches a server of the machine. Debian's packages put the programs in /usr/sbin and /usr/bin; `./run test`
 installs them when they are missing.
@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import kombu
 import pymysql
 import redis
 
@@ -50,11 +51,19 @@ class Process:
     command: Sequence[str]
     log: Path
     answers: Callable[[], bool]
+    environment: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + START_S
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -72,18 +81,24 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         """SIGSTOP makes a server hang, SIGCONT lets it go on."""
         assert self.process is not None
-        self.process.send_signal(number)
+        self._signal(number)
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is None:
             return
-        self.process.send_signal(number)
+        self._signal(number)
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._signal(signal.SIGKILL)
             self.process.wait(STOP_S)
         self.process = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the whole session: RabbitMQ's node is the child of a script."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 @dataclass
@@ -106,6 +121,11 @@ class MariaDB(Process):
 
 @dataclass
 class RedisServer(Process):
+    url: str = ""
+
+
+@dataclass
+class RabbitMQ(Process):
     url: str = ""
 
 
@@ -147,6 +167,46 @@ def mariadb(folder: Path) -> Iterator[MariaDB]:
 
 
 @contextlib.contextmanager
+def rabbitmq(folder: Path) -> Iterator[RabbitMQ]:
+    """A node of its own name and folders on 127.0.0.1, and its own epmd, so that no other node of the machine is met.
+
+    Not Debian's wrapper in /usr/sbin, which would become the user rabbitmq and read /etc/rabbitmq."""
+    script = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    if not script.is_file():
+        raise Missing("rabbitmq-server is not installed; `./run test` installs what tests need")
+    folder.mkdir(parents=True, exist_ok=True)
+    port, node_port, epmd_port = free_port(), free_port(), free_port()
+    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users = none\n")
+    (folder / "plugins").write_text("[].\n")
+    environment = {
+        **os.environ,
+        "HOME": str(folder),  # where Erlang keeps its cookie
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_NODENAME": f"silkrec{port}@localhost",
+        "RABBITMQ_DIST_PORT": str(node_port),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "logs"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        # One scheduler: on two cores the node's busy waiting would be what the tests measure.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
+    }
+    epmd = Process([program("epmd"), "-port", str(epmd_port)], folder / "epmd.log", lambda: _listens(epmd_port))
+    url = f"amqp://guest:guest@127.0.0.1:{port}//"
+    server = RabbitMQ([str(script)], folder / "log", lambda: _answers_amqp(url), environment=environment, url=url)
+    epmd.start()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        epmd.stop()
+
+
+@contextlib.contextmanager
 def redis_server(folder: Path) -> Iterator[RedisServer]:
     """On 127.0.0.1, without persistence: what Redis holds may be lost at any time."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +242,20 @@ def _answers_ping(url: str) -> bool:
             return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def _answers_amqp(url: str) -> bool:
+    with kombu.Connection(url, connect_timeout=2) as connection:
+        try:
+            connection.connect()
+        except (*connection.connection_errors, *connection.channel_errors):
+            return False
+        return True
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _socket(folder: Path, name: str) -> Path:

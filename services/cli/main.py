@@ -28,6 +28,7 @@ COMMANDS = {
     "index": "index",
     "releases": "releases",
     "experiments": "experiments",
+    "jobs": "jobs",
     "keys": "keys",
     "config": "config",
     "database": "database",

@@ -1,4 +1,4 @@
-"""`silkrec serve recommender|features|inference|all`: one service in this process, or all of them supervised."""
+"""`silkrec serve recommender|features|inference|jobs|all`: one service in this process, or all of them supervised."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ SERVICES = {
     ),
     "features": Service("features", "services.features.app", lambda s: (s.features.host, s.features.port)),
     "inference": Service("inference", "services.inference.app", lambda s: (s.inference.host, s.inference.port)),
+    "jobs": Service("jobs", "services.recommender.jobs.app", lambda s: (s.jobs.host, s.jobs.port)),
 }
 
 
@@ -70,6 +71,25 @@ def features(ctx: typer.Context, supervised: Supervised = False) -> None:
 def inference(ctx: typer.Context, supervised: Supervised = False) -> None:
     """The ranker behind Open Inference Protocol v2: gRPC on a Unix socket and TCP, and REST."""
     run_service(load_shipped(ctx), SERVICES["inference"], supervised=supervised)
+
+
+@app.command()
+def jobs(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """A worker for batch jobs, and what wakes it: sweeper, schedules, webhook. Several machines may run one."""
+    run_service(load_shipped(ctx), SERVICES["jobs"], supervised=supervised)
+
+
+@app.command(hidden=True)
+def worker(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """The Celery worker that `serve jobs` starts."""
+    from services.recommender.jobs.worker import Worker, end_with_stdin
+
+    loaded = load_shipped(ctx)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    logging.configure(loaded.settings.log, service="jobs worker", state=loaded.settings.state)
+    if supervised:
+        end_with_stdin()
+    Worker(loaded).run()
 
 
 @app.command("all")

@@ -183,6 +183,7 @@ def _services(loaded: Loaded, log_dir: Path | None) -> list[Child]:
         "inference": _url(settings.inference.host, settings.inference.port),
         "features": _url(settings.features.host, settings.features.port),
         "recommender": _url(settings.recommender.host, settings.recommender.port),
+        "jobs": _url(settings.jobs.host, settings.jobs.port),
     }
     return [
         Child(

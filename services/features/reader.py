@@ -14,7 +14,7 @@ from services.features.online.store import HistoryStore
 from services.features.reading.catalogue import ItemRow, read_changed_items
 from services.features.reading.daily import DailyActions, read_daily_actions
 from services.features.reading.training import TrainingEvents, read_training_events
-from services.features.reading.view import Cause, HistoryCache, Miss, Store, UserReader, UserView, What
+from services.features.reading.view import Cause, HistoryCache, Miss, Store, StoredExtras, UserReader, UserView, What
 from shared.actions import ActionTable
 from shared.settings.roots import FeaturesSettings
 from shared.storage.database import Database
@@ -26,6 +26,7 @@ __all__ = [
     "ItemRow",
     "Miss",
     "Store",
+    "StoredExtras",
     "TrainingEvents",
     "UserView",
     "What",
@@ -43,15 +44,17 @@ class FeatureReader:
         actions: ActionTable,
         *,
         histories: HistoryCache | None = None,
+        stored_extras: StoredExtras | None = None,
     ) -> None:
+        """`stored_extras`: finds extra keys in the database where a request asks it anyway."""
         self._database = database
         self._actions = actions
         histories = histories or HistoryStore(redis, settings.history)
-        self._users = UserReader(database, redis, histories, settings.history, actions)
+        self._users = UserReader(database, redis, histories, settings.history, actions, stored_extras)
 
     async def user(self, user_key: str, *, extra_keys: Sequence[str] = (), timeout_s: float) -> UserView:
         """History, profile and `extra_keys` in one Redis round trip; what Redis cannot be trusted with comes from the
-        database. Defaults and misses for what neither gave within `timeout_s`."""
+        database, and extra keys with it (`stored_extras`). Defaults and misses for what neither gave in `timeout_s`."""
         return await self._users.user(user_key, extra_keys, timeout_s)
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from services.recommender.routes import (
     experiment_results,
     experiments,
     forward,
+    jobs,
     rank,
     recommend,
     recommendations,
@@ -36,6 +37,7 @@ ROUTERS = (
     recommendations.router,
     experiments.router,
     experiment_results.router,
+    jobs.router,
 )
 
 

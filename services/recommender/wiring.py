@@ -18,6 +18,7 @@ from services.recommender.catalogue import Catalogue
 from services.recommender.components.hydrators.user_features import UserFeaturesHydrator
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
 from services.recommender.experiments_wiring import ExperimentDoors, experiment_doors
+from services.recommender.jobs.desk import JobDesk
 from services.recommender.journal import Journal
 from services.recommender.metrics import JournalMetrics, ServingMetrics, SlateMetrics
 from services.recommender.pipeline_wiring import recommend_pipeline
@@ -34,6 +35,7 @@ from services.recommender.serving.popular_refresher import PopularRefresher
 from services.recommender.serving.readiness import ReadinessBoard
 from services.recommender.serving.releases import ReleaseWatcher
 from services.recommender.serving.slates import SlateServer
+from services.recommender.serving.stored_slates import StoredSlates
 from services.recommender.serving.variant_releases import VariantReleases
 from services.recommender.warm_up import warm_up
 from shared.actions import ActionTable
@@ -163,6 +165,7 @@ async def opened(
             "keys": stores.keys,
             "metrics": metrics,
             "desk": desk,
+            "jobs": JobDesk(stores.database, settings),
             **doors.state,
         }
         if settings.recommender.features_url:
@@ -179,7 +182,9 @@ def _open_stores(settings: Settings, inference: InferenceClient | None, stack: c
     stack.push_async_callback(redis.aclose, close_connection_pool=True)
     redis_write = connect(settings.redis_url(), settings.redis, timeout_ms=settings.redis.write_timeout_ms)
     stack.push_async_callback(redis_write.aclose, close_connection_pool=True)
-    reader = FeatureReader(database, redis, settings.features, ActionTable.from_schema(settings.data))
+    slates = StoredSlates(settings.jobs.batch_slate_ttl_s)
+    actions = ActionTable.from_schema(settings.data)
+    reader = FeatureReader(database, redis, settings.features, actions, stored_extras=slates)
     stack.push_async_callback(reader.close)
     engines: EngineControl | None = None
     if inference is None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, model_validator
 
@@ -216,8 +216,66 @@ class InferenceSettings(Group):
     refresh_s: float = Field(1.0, gt=0, le=5)
 
 
+class ScheduleSettings(Group):
+    """A job that starts by itself."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    crontab: str = Field(description="minute hour day_of_month month day_of_week, in UTC: `0 3 * * *`")
+    job: dict[str, Any] = Field(description="the body of POST /v1/jobs")
+
+
+class WebhookSettings(Group):
+    url: str = Field("", description="where each change of a job's state is POSTed; empty: nowhere")
+    secret: SecretStr | None = Field(None, description="signs the body: X-Silkrec-Signature, HMAC-SHA256")
+    timeout_s: float = Field(5.0, gt=0, le=60)
+    attempts: int = Field(10, ge=1, le=30, description="10 reach over 17 minutes; then the event is given up and shown")
+
+    @model_validator(mode="after")
+    def _may_be_called(self) -> Self:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError("url must start with https:// or http://")
+        return self
+
+
 class JobsSettings(Group):
-    concurrency: int = Field(1, ge=1)
+    host: str = "127.0.0.1"
+    port: int = Field(8084, ge=0, le=65535, description="/health, /ready and /metrics of the jobs process")
+    concurrency: int = Field(1, ge=1, le=256, description="chunks at a time, each in a worker process of its own")
+    chunk_target_s: float = Field(
+        4.0, gt=0, le=300, description="how long a chunk should take: half of it is lost when its worker is killed"
+    )
+    chunk_min_users: int = Field(10, ge=1)
+    chunk_max_users: int = Field(
+        2000, ge=1, description="one transaction writes them: 2,000 take 60 ms of SQLite's lock"
+    )
+    chunk_first_users: int = Field(200, ge=1, description="before any chunk was measured")
+    lease_s: float = Field(15.0, ge=0.2, description="renewed each third; how long the chunk of a dead worker waits")
+    soft_limit_s: float = Field(120.0, gt=0, description="a chunk is told to stop, and comes again in halves")
+    hard_limit_s: float = Field(150.0, gt=0, description="its process is killed")
+    max_attempts: int = Field(5, ge=1, le=100, description="then the chunk is parked with its reason")
+    max_parked_chunks: int = Field(20, ge=1, description="so many parked chunks fail the job at once")
+    max_active_jobs: int = Field(100, ge=1, description="beyond it a new job is a 429")
+    max_waiting_wakeups: int = Field(32, ge=1, description="messages in the broker's queue, however many chunks wait")
+    sweep_interval_s: float = Field(1.0, gt=0, le=60)
+    input_dir: Path | None = Field(None, description="files with users must lie below it; none: no job may read files")
+    output_dir: Path = Field(Path("jobs"), description="Parquet; below state_dir, or a folder that all workers share")
+    batch_slate_ttl_s: int = Field(3 * 86400, ge=60, description="in Redis; a nightly job that fails twice is survived")
+    retention_days: int = Field(14, ge=1, description="finished jobs, their slates, files and events")
+    schedules: tuple[ScheduleSettings, ...] = ()
+    webhook: WebhookSettings = WebhookSettings()
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if self.soft_limit_s >= self.hard_limit_s:
+            raise ValueError("soft_limit_s must be below hard_limit_s")
+        if self.chunk_target_s * 2 > self.soft_limit_s:
+            raise ValueError("chunk_target_s must be at most half of soft_limit_s: chunks vary")
+        if not self.chunk_min_users <= self.chunk_first_users <= self.chunk_max_users:
+            raise ValueError("chunk_first_users must lie between chunk_min_users and chunk_max_users")
+        names = [schedule.name for schedule in self.schedules]
+        if len(set(names)) < len(names):
+            raise ValueError("schedules: each needs a name of its own, by which a firing is known")
+        return self
 
 
 class LogSettings(Group):
@@ -259,6 +317,17 @@ class Settings(Group):
     def redis_url(self) -> str:
         url = self.redis.url.get_secret_value()
         return f"unix://{self.socket_path('redis')}" if url == EMBEDDED else url
+
+    def broker_url(self) -> str:
+        """As kombu writes it: redis://, rediss://, redis+socket:// or amqp://."""
+        url = self.broker.url.get_secret_value()
+        return f"redis+socket://{self.socket_path('redis')}?virtual_host=1" if url == EMBEDDED else url
+
+    def job_output_dir(self) -> Path:
+        return (self.state / self.jobs.output_dir).resolve()
+
+    def job_input_dir(self) -> Path | None:
+        return None if self.jobs.input_dir is None else (self.home / self.jobs.input_dir).resolve()
 
     def artifacts_dir(self) -> Path:
         url = self.artifacts.url

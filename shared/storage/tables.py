@@ -6,8 +6,6 @@ and index them alike. Ids are ASCII and compared byte for byte (ascii_bin), whic
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -15,7 +13,6 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
-    MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
     String,
@@ -23,37 +20,41 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import mysql, sqlite
-from sqlalchemy.types import JSON, TypeEngine
 
-from shared.identity import ID_MAX_LENGTH, USER_KEY_MAX_LENGTH
+from shared.storage.columns import ID, LONG_JSON, MYSQL, NAME, USER_KEY, ascii_text, metadata, serial
+from shared.storage.job_tables import batch_slates, job_chunks, job_events, jobs
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
-
-
-def _ascii(length: int) -> TypeEngine[str]:
-    return String(length).with_variant(
-        mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
-    )
-
-
-def _serial() -> TypeEngine[int]:
-    """SQLite numbers only a plain INTEGER primary key by itself."""
-    return BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
-
-
-ID = _ascii(ID_MAX_LENGTH)
-USER_KEY = _ascii(USER_KEY_MAX_LENGTH)
-NAME = _ascii(64)
-LONG_JSON = JSON(none_as_null=True)
+__all__ = [
+    "api_keys",
+    "batch_slates",
+    "counters",
+    "deletions",
+    "deployments",
+    "events",
+    "experiment_audit",
+    "experiment_daily",
+    "experiment_excluded_units",
+    "experiment_item_daily",
+    "experiment_progress",
+    "experiment_quality_daily",
+    "experiment_slates",
+    "experiment_unit_days",
+    "experiments",
+    "exposures",
+    "feedback",
+    "import_progress",
+    "item_daily",
+    "items",
+    "job_chunks",
+    "job_events",
+    "jobs",
+    "metadata",
+    "models",
+    "recommendation_items",
+    "recommendations",
+    "user_state",
+    "users",
+]
 
 users = Table(
     "users",
@@ -63,7 +64,7 @@ users = Table(
     Column("segments", LONG_JSON, nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
     Column("updated_at_us", BigInteger, nullable=False),
-    **_MYSQL,
+    **MYSQL,
 )
 """Profiles that were PUT. A user known by events only has a row in `user_state` alone."""
 
@@ -78,7 +79,7 @@ user_state = Table(
     Column("deleted_at_us", BigInteger, comment="late events are refused until the user is PUT again"),
     Column("merged_into", USER_KEY, comment="later events of this visitor belong to that user"),
     Index(None, "dirty_since_us"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 items = Table(
@@ -94,7 +95,7 @@ items = Table(
     Column("available_from_us", BigInteger),
     Column("available_until_us", BigInteger),
     Column("price", Double),
-    Column("currency", _ascii(3)),
+    Column("currency", ascii_text(3)),
     Column(
         "created_at_us",
         BigInteger,
@@ -107,7 +108,7 @@ items = Table(
     Column("updated_at_us", BigInteger, nullable=False),
     Column("deleted_at_us", BigInteger),
     Index(None, "revision"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 counters = Table(
@@ -115,7 +116,7 @@ counters = Table(
     metadata,
     Column("name", NAME, primary_key=True),
     Column("value", BigInteger, nullable=False),
-    **_MYSQL,
+    **MYSQL,
 )
 """`catalogue`: raised by one inside each transaction that changes items, so readers can ask for what changed since.
 `experiments` and `deployments` likewise, which makes each the one lock of its writers."""
@@ -123,7 +124,7 @@ counters = Table(
 events = Table(
     "events",
     metadata,
-    Column("event_seq", _serial(), primary_key=True, autoincrement=True),
+    Column("event_seq", serial(), primary_key=True, autoincrement=True),
     Column("event_id", ID, nullable=False),
     Column("occurred_day", Integer, nullable=False, comment="days since 1970 UTC of occurred_at"),
     Column("user_key", USER_KEY, nullable=False),
@@ -140,7 +141,7 @@ events = Table(
     UniqueConstraint("event_id", "occurred_day"),
     Index(None, "user_key", "occurred_at_us", "event_seq"),
     Index(None, "occurred_day"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 feedback = Table(
@@ -153,7 +154,7 @@ feedback = Table(
     Column("event_id", ID, nullable=False, comment="the event that stands for it in the history"),
     Column("updated_at_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("user_key", "item_index", "feedback_type"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 item_daily = Table(
@@ -164,7 +165,7 @@ item_daily = Table(
     Column("action", SmallInteger),
     Column("events", BigInteger, nullable=False),
     PrimaryKeyConstraint("occurred_day", "item_index", "action"),
-    **_MYSQL,
+    **MYSQL,
 )
 """Events a day, item and action; kept in the same transaction as the events, so that popularity needs no scan."""
 
@@ -185,7 +186,7 @@ recommendations = Table(
     Column("seed", BigInteger),
     Index(None, "user_key", "served_at_us"),
     Index(None, "served_day"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 recommendation_items = Table(
@@ -200,24 +201,24 @@ recommendation_items = Table(
     Column("served_day", Integer, nullable=False),
     PrimaryKeyConstraint("recommendation_id", "position"),
     Index(None, "served_day"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 models = Table(
     "models",
     metadata,
     Column("version", NAME, primary_key=True),
-    Column("kind", _ascii(8), nullable=False, comment="model or index"),
+    Column("kind", ascii_text(8), nullable=False, comment="model or index"),
     Column("created_at_us", BigInteger, nullable=False),
     Column("manifest", LONG_JSON, nullable=False),
-    **_MYSQL,
+    **MYSQL,
 )
 """Registry of the artifact folders: what exists, with the manifest as it was when published."""
 
 deployments = Table(
     "deployments",
     metadata,
-    Column("version", _serial(), primary_key=True, autoincrement=True),
+    Column("version", serial(), primary_key=True, autoincrement=True),
     Column("release", NAME, nullable=False),
     Column("model_version", NAME),
     Column("index_version", NAME),
@@ -225,7 +226,7 @@ deployments = Table(
     Column("actor", String(128), nullable=False),
     Column("note", String(512), nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
-    **_MYSQL,
+    **MYSQL,
 )
 """Append-only; the newest row is active. Rolling back appends the older content again."""
 
@@ -233,12 +234,12 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("key_id", NAME, primary_key=True),
-    Column("key_hash", _ascii(64), nullable=False, unique=True),
-    Column("role", _ascii(16), nullable=False),
+    Column("key_hash", ascii_text(64), nullable=False, unique=True),
+    Column("role", ascii_text(16), nullable=False),
     Column("name", String(128), nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
     Column("revoked_at_us", BigInteger),
-    **_MYSQL,
+    **MYSQL,
 )
 
 deletions = Table(
@@ -249,7 +250,7 @@ deletions = Table(
     Column("requested_at_us", BigInteger, nullable=False),
     Column("finished_at_us", BigInteger),
     Column("receipts", LONG_JSON, nullable=False, comment="a store: state, count, at"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 import_progress = Table(
@@ -261,14 +262,14 @@ import_progress = Table(
     Column("rows_rejected", BigInteger, nullable=False),
     Column("finished_at_us", BigInteger),
     Column("updated_at_us", BigInteger, nullable=False),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiments = Table(
     "experiments",
     metadata,
     Column("experiment", NAME, primary_key=True),
-    Column("status", _ascii(16), nullable=False, comment="draft, running, stopped"),
+    Column("status", ascii_text(16), nullable=False, comment="draft, running, stopped"),
     Column("document", LONG_JSON, nullable=False, comment="definition, owner, hypothesis, metrics; carries a format"),
     Column("revision", BigInteger, nullable=False, comment="value of counters.experiments when last changed"),
     Column("created_at_us", BigInteger, nullable=False),
@@ -276,20 +277,20 @@ experiments = Table(
     Column("started_at_us", BigInteger),
     Column("stopped_at_us", BigInteger),
     Index(None, "revision"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiment_audit = Table(
     "experiment_audit",
     metadata,
-    Column("audit_seq", _serial(), primary_key=True, autoincrement=True),
+    Column("audit_seq", serial(), primary_key=True, autoincrement=True),
     Column("experiment", NAME, nullable=False),
     Column("at_us", BigInteger, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("action", NAME, nullable=False, comment="create, start, stop, ship, roll_back…"),
     Column("detail", LONG_JSON, nullable=False),
     Index(None, "experiment", "audit_seq"),
-    **_MYSQL,
+    **MYSQL,
 )
 """Append-only: who did what to which experiment."""
 
@@ -307,7 +308,7 @@ exposures = Table(
     PrimaryKeyConstraint("experiment", "phase", "unit", "variant"),
     Index(None, "experiment", "phase", "first_day"),
     Index(None, "unit"),
-    **_MYSQL,
+    **MYSQL,
 )
 """A unit met its variant: its slate was served. Two rows of one unit in a phase: a multi-variant unit, left out."""
 
@@ -323,7 +324,7 @@ experiment_slates = Table(
     Column("served_day", Integer, nullable=False),
     Column("took_us", Integer, comment="none: an imported log without latencies"),
     Column("items", SmallInteger, nullable=False, comment="0: an empty slate"),
-    Column("rung", _ascii(16), nullable=False, comment="of the degradation ladder"),
+    Column("rung", ascii_text(16), nullable=False, comment="of the degradation ladder"),
     Column("degraded", Boolean, nullable=False),
     Column("failed", Boolean, nullable=False, comment="the request ended in a 5xx; no exposure"),
     Column("ild", Double, comment="1 - mean cosine of the slate's item pairs; none below two items with vectors"),
@@ -332,7 +333,7 @@ experiment_slates = Table(
     Index(None, "experiment", "phase", "served_day"),
     Index(None, "unit"),
     Index(None, "served_day"),
-    **_MYSQL,
+    **MYSQL,
 )
 """What one experiment's analysis needs of a served slate, so that it never parses `recommendations.request`."""
 
@@ -344,7 +345,7 @@ experiment_losses = Table(
     Column("variant", NAME),
     Column("slates", BigInteger, nullable=False),
     PrimaryKeyConstraint("experiment", "phase", "variant"),
-    **_MYSQL,
+    **MYSQL,
 )
 """Slates that were served and that no journal could take: exposures are missing, and events of units count for less."""
 
@@ -355,7 +356,7 @@ experiment_excluded_units = Table(
     Column("phase", SmallInteger),
     Column("unit", USER_KEY),
     PrimaryKeyConstraint("experiment", "phase", "unit"),
-    **_MYSQL,
+    **MYSQL,
 )
 """Multi-variant units: what they did speaks for no variant."""
 
@@ -372,7 +373,7 @@ experiment_unit_days = Table(
     Column("value", Double, nullable=False, comment="sum of event_value"),
     Column("seen", Integer, nullable=False, comment="items seen, or served"),
     PrimaryKeyConstraint("experiment", "phase", "day", "unit", "action", "age"),
-    **_MYSQL,
+    **MYSQL,
 )
 """What a unit did from its first exposure on, sparse. The day leads the key, so that a day is written, replaced and
 purged in one place, however many days there are; sums a unit are taken over a range of units at a time."""
@@ -388,7 +389,7 @@ experiment_daily = Table(
     Column("segment", String(64)),
     Column("sums", LONG_JSON, nullable=False, comment="sufficient statistics as of the end of the day"),
     PrimaryKeyConstraint("experiment", "phase", "day", "metric", "variant", "segment"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiment_quality_daily = Table(
@@ -400,7 +401,7 @@ experiment_quality_daily = Table(
     Column("variant", NAME),
     Column("sums", LONG_JSON, nullable=False, comment="requests, failures, sums of ILD and novelty, latency histogram"),
     PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiment_latency_daily = Table(
@@ -413,7 +414,7 @@ experiment_latency_daily = Table(
     Column("sample", LONG_JSON, nullable=False, comment="us: took; unit: a number a user"),
     Column("lifts", LONG_JSON, nullable=False, comment="of latency quantiles, on the newest day"),
     PrimaryKeyConstraint("experiment", "phase", "day", "variant"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiment_item_daily = Table(
@@ -426,7 +427,7 @@ experiment_item_daily = Table(
     Column("item_index", Integer, autoincrement=False),
     Column("slates", Integer, nullable=False, comment="of the day's sampled slates, those that hold the item"),
     PrimaryKeyConstraint("experiment", "phase", "day", "variant", "item_index"),
-    **_MYSQL,
+    **MYSQL,
 )
 
 experiment_progress = Table(
@@ -441,6 +442,6 @@ experiment_progress = Table(
     Column("seconds", Double, nullable=False),
     Column("has_sums", Boolean, nullable=False, comment="false: what units did is there, experiment_daily is not yet"),
     PrimaryKeyConstraint("experiment", "phase", "day"),
-    **_MYSQL,
+    **MYSQL,
 )
 """Which days are aggregated; written in the same transaction as the day, whose one lock it is."""

@@ -141,7 +141,7 @@ def event(user_id: str, number: int, *, item: int | None = None, at: datetime | 
 @contextlib.contextmanager
 def serve_all(folder: Path, **settings: str) -> Iterator[Suite]:
     """Ready to answer. `settings`: environment variables without their SILKREC_ prefix."""
-    ports = {name: free_port() for name in ("recommender", "features", "inference", "grpc")}
+    ports = {name: free_port() for name in ("recommender", "features", "inference", "grpc", "jobs")}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "silkrec.yaml").write_text(yaml.safe_dump(_DECLARED))
     environment = {
@@ -151,6 +151,7 @@ def serve_all(folder: Path, **settings: str) -> Iterator[Suite]:
         "SILKREC_FEATURES__PORT": str(ports["features"]),
         "SILKREC_INFERENCE__PORT": str(ports["inference"]),
         "SILKREC_INFERENCE__GRPC_PORT": str(ports["grpc"]),
+        "SILKREC_JOBS__PORT": str(ports["jobs"]),
         **{f"SILKREC_{name}": value for name, value in settings.items()},
     }
     command = [sys.executable, "-m", "services.cli.main", "serve", "all", "--log-dir", str(folder / "log")]

@@ -22,7 +22,7 @@ from shared.errors import SilkrecError
 
 READY_S = 60.0
 STOP_S = 20.0
-_PORTS = {"recommender": 8080, "features": 8081, "inference": 8082, "inference.grpc": 8083}
+_PORTS = {"recommender": 8080, "features": 8081, "inference": 8082, "inference.grpc": 8083, "jobs": 8084}
 _TRIES = 200
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
@@ -15,11 +16,13 @@ from shared.storage.tables import user_state, users
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """`history` None: the revision that was asked about is the present one. `profile` is empty if never PUT."""
+    """`history` None: the revision that was asked about is the present one. `profile` is empty if never PUT.
+    `extras`: extra keys that the database could give."""
 
     history: UserHistory | None
     profile: Profile
     deleted: bool
+    extras: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def read_stored(

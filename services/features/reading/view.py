@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from redis.asyncio import Redis
+from sqlalchemy import Connection
 
 from services.features.reading.breaker import CircuitBreaker
 from services.features.reading.cached import Cached, read_cached
@@ -64,12 +65,30 @@ class HistoryCache(Protocol):
     async def replace(self, history: UserHistory) -> bool: ...
 
 
+class StoredExtras(Protocol):
+    """Extra keys that the database can stand in for; `ttl_s`: how long they go back to Redis for."""
+
+    @property
+    def ttl_s(self) -> int: ...
+
+    def read(self, connection: Connection, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """Those that it has. Blocking, on the connection that reads the user."""
+        ...
+
+
 class UserReader:
     """Owns the two circuit breakers and the write-backs in flight (at most WRITE_BACKS; more are left out)."""
 
     def __init__(
-        self, database: Database, redis: Redis, histories: HistoryCache, settings: HistorySettings, actions: ActionTable
+        self,
+        database: Database,
+        redis: Redis,
+        histories: HistoryCache,
+        settings: HistorySettings,
+        actions: ActionTable,
+        stored_extras: StoredExtras | None = None,
     ) -> None:
+        self._stored_extras = stored_extras
         self._database = database
         self._redis = redis
         self._histories = histories
@@ -92,8 +111,9 @@ class UserReader:
         answered = cause == "absent"
         misses = _redis_misses(cached, cause, asked_extras=bool(extra_keys))
         revision = cached.history.revision if cached.history is not None else None
-        stored, cause = await self._ask_database(user_key, revision, deadline - clock())
         extras = cached.extras or dict.fromkeys(extra_keys)
+        lost = [key for key, value in extras.items() if value is None]
+        stored, cause = await self._ask_database(user_key, revision, lost, deadline - clock())
         if stored is None:
             misses += _database_misses(cached, cause)
             history = cached.history or UserHistory(user_key)
@@ -102,7 +122,7 @@ class UserReader:
         if answered:
             self._write_back(user_key, cached, stored)
         history = stored.history or cached.history or UserHistory(user_key)
-        return _view(history, stored.profile, extras, misses)
+        return _view(history, stored.profile, {**extras, **stored.extras}, misses)
 
     async def _ask_redis(self, user_key: str, extra_keys: Sequence[str], budget_s: float) -> tuple[Cached, Cause]:
         if not self._redis_breaker.allow():
@@ -117,11 +137,13 @@ class UserReader:
         self._redis_breaker.succeeded()
         return cached, "absent"
 
-    async def _ask_database(self, user_key: str, revision: int | None, budget_s: float) -> tuple[Stored | None, Cause]:
+    async def _ask_database(
+        self, user_key: str, revision: int | None, extra_keys: Sequence[str], budget_s: float
+    ) -> tuple[Stored | None, Cause]:
         if not self._database_breaker.allow():
             return None, "unavailable"
         try:
-            stored = await within(self._database.run(self._read, user_key, revision), budget_s)
+            stored = await within(self._database.run(self._read, user_key, revision, extra_keys), budget_s)
         except TimeoutError as error:
             if _is_evidence(error, budget_s):
                 self._database_breaker.failed(late=True)
@@ -132,26 +154,32 @@ class UserReader:
         self._database_breaker.succeeded()
         return stored, "absent"
 
-    def _read(self, user_key: str, revision: int | None) -> Stored:
+    def _read(self, user_key: str, revision: int | None, extra_keys: Sequence[str]) -> Stored:
         with self._database.read() as connection:
-            return read_stored(
+            stored = read_stored(
                 connection, user_key, revision=revision, max_events=self._max_events, actions=self._actions
             )
+            if self._stored_extras is None or stored.deleted or not extra_keys:
+                return stored
+            return replace(stored, extras=self._stored_extras.read(connection, extra_keys))
 
     def _write_back(self, user_key: str, cached: Cached, stored: Stored) -> None:
         """Nothing of a deleted user goes back."""
         if stored.deleted:
             return
         profile = stored.profile if stored.profile != cached.profile else None
-        if stored.history is not None or profile is not None:
-            self._tasks.spawn("history write-back", self._put(user_key, stored.history, profile))
+        if stored.history is not None or profile is not None or stored.extras:
+            self._tasks.spawn("history write-back", self._put(user_key, stored, profile))
 
-    async def _put(self, user_key: str, history: UserHistory | None, profile: Profile | None) -> None:
+    async def _put(self, user_key: str, stored: Stored, profile: Profile | None) -> None:
         try:
-            if history is not None:
-                await self._histories.replace(history)
+            if stored.history is not None:
+                await self._histories.replace(stored.history)
             if profile is not None:
                 await self._profiles.store(user_key, profile)
+            if self._stored_extras is not None:
+                for key, value in stored.extras.items():
+                    await self._redis.set(key, value, ex=self._stored_extras.ttl_s, nx=True)
         except RedisFailure:
             self._redis_breaker.failed()
 

@@ -18,6 +18,7 @@ from shared.errors import NotFound
 from shared.storage.database import Database
 from shared.storage.statements import delete_rows, upsert
 from shared.storage.tables import (
+    batch_slates,
     deletions,
     events,
     experiment_excluded_units,
@@ -133,6 +134,7 @@ def remove_rows(database: Database, user_key: str, stop: Callable[[], bool] = la
     removed["events"] = _remove(database, events.c.user_key, user_key, stop, CHUNK_ROWS)
     removed["recommendations"] = _remove_recommendations(database, user_key, stop)
     removed["experiment_slates"] = _remove(database, experiment_slates.c.unit, user_key, stop)
+    removed["batch_slates"] = _remove(database, batch_slates.c.user_key, user_key, stop)
     removed["exposures"] = _remove(database, exposures.c.unit, user_key, stop)
     with database.write() as connection:
         removed["feedback"] = connection.execute(delete(feedback).where(feedback.c.user_key == user_key)).rowcount

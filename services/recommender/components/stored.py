@@ -28,6 +28,12 @@ def batch_slate_key(release: str, scene: str, user_key: str) -> str:
     return f"silkrec:b1:{release}:{scene}:{user_key}"
 
 
+def parse_batch_slate_key(key: str) -> tuple[str, str, str] | None:
+    """(release, scene, user_key); None for another key. Releases and scenes hold no colon, ids may."""
+    parts = key.split(":", 4)
+    return (parts[2], parts[3], parts[4]) if len(parts) == 5 and parts[:2] == ["silkrec", "b1"] else None
+
+
 @dataclass(frozen=True, slots=True)
 class LastGood:
     """`item_index [n]`, `scores [n, A]` probabilities in the order of the release's actions."""

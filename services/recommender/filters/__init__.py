@@ -20,6 +20,6 @@ take the type of what they are compared with.
 """
 
 from services.recommender.filters.compiled import CompiledFilter, compile_filter
-from services.recommender.filters.targeting import Targeting, compile_targeting
+from services.recommender.filters.targeting import Targeting, compile_segment, compile_targeting
 
-__all__ = ["CompiledFilter", "Targeting", "compile_filter", "compile_targeting"]
+__all__ = ["CompiledFilter", "Targeting", "compile_filter", "compile_segment", "compile_targeting"]

@@ -40,9 +40,18 @@ def compile_targeting(text: str, schema: Schema) -> Targeting:
     return _compile(text, tuple((name, declared.type, True) for name, declared in schema.user_fields.items()))
 
 
+def compile_segment(text: str, schema: Schema) -> Targeting:
+    """Users by their profile alone: no request, no context. Raises FilterInvalid as `compile_targeting` does."""
+    users = tuple((name, declared.type, True) for name, declared in schema.user_fields.items())
+    return _checked(text, _SegmentChecker(users))
+
+
 @lru_cache(maxsize=CACHE_SIZE)
 def _compile(text: str, users: Fields) -> Targeting:
-    checker = _TargetingChecker(users)
+    return _checked(text, _TargetingChecker(users))
+
+
+def _checked(text: str, checker: _TargetingChecker) -> Targeting:
     test = checker.expression(parse(text))
     if checker.parameters:
         wanted = next(iter(checker.parameters.values()))
@@ -67,3 +76,8 @@ class _TargetingChecker(Checker):
 
     def _context(self, operand: syntax.ContextField) -> str:
         return _CONTEXT + operand.name
+
+
+class _SegmentChecker(_TargetingChecker):
+    def _context(self, operand: syntax.ContextField) -> str:
+        raise fault("a segment knows no request, so no context; write user.…", operand.position)

@@ -15,6 +15,7 @@ from services.features.users.profile_cache import Profile, ProfileCache, decode
 from services.features.users.refresh import refresh_profiles
 from shared.storage.database import Database
 from shared.storage.tables import (
+    batch_slates,
     deletions,
     events,
     experiment_excluded_units,
@@ -272,6 +273,9 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
     add_slate(database, "u:ann", "rec1", 3, 1)
     with database.write() as connection:
         connection.execute(models.insert().values(version="m1", kind="model", created_at_us=1, manifest={}))
+        for owner in ("u:ann", "u:bob"):
+            made = {"scene": "home", "job_id": "job_1", "chunk": 1, "release": "r-1", "made_at_us": 1, "made_day": 0}
+            connection.execute(batch_slates.insert().values(user_key=owner, slate=b"packed", **made))
     add_exposure(database, "u:ann", "rec1", "rec2")
     add_exposure(database, "u:bob", "rec3")
 
@@ -291,7 +295,7 @@ def test_a_deletion_empties_every_store_and_gives_a_receipt_for_each(database: D
             "models": "named",
         }
         removed = {"users": 1, "events": 3, "feedback": 1, "recommendations": 1}
-        removed |= {"exposures": 1, "experiment_slates": 2, "experiment_unit_days": 2}
+        removed |= {"batch_slates": 1, "exposures": 1, "experiment_slates": 2, "experiment_unit_days": 2}
         assert receipt["receipts"]["mysql"]["removed"] == removed
         assert receipt["receipts"]["models"]["models"] == ["m1"]
         for table in (users, events, feedback, recommendations):

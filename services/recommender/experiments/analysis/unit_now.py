@@ -34,7 +34,8 @@ from sqlalchemy import (
 
 from services.recommender.experiments.analysis.scope import SERVED, Scope, filled, in_order, is_sqlite
 from services.recommender.experiments.metrics import Amount, Kind, Metric
-from shared.storage.tables import NAME, experiment_unit_days, exposures
+from shared.storage.columns import NAME
+from shared.storage.tables import experiment_unit_days, exposures
 
 NAME_OF_TABLE = "silkrec_unit_now"
 RANGE_UNITS = 10_000
