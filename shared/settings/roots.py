@@ -159,6 +159,9 @@ class DynamicBatchingSettings(Group):
     max_batch_ms: float = Field(
         8.0, gt=0, description="predicted time of a batch: what a request that just missed one may have to wait"
     )
+    max_idle_batch_ms: float = Field(
+        30.0, gt=0, description="the same for batches of jobs while nobody has asked for a slate for five seconds"
+    )
 
     @model_validator(mode="after")
     def _preferred_fit(self) -> Self:

@@ -5,6 +5,10 @@ the batch late for anyone in it, or longer than `max_batch_s` (half of what wait
 cannot be interrupted, so its length is what a request that arrives meanwhile waits. Names as in Triton's dynamic
 batcher; sizes count requests.
 
+Priority 0 is the class of online requests. Lower classes get what it leaves: they run while none of it waits, never
+ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
+its own. Their batches are as short as its own while it was seen within `_QUIET_S`, for whoever comes waits one out.
+
 A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
 all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
 the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs. Simulated with a
@@ -37,6 +41,8 @@ _ADMIT_SHARE = 0.85
 """Of a request's time, for those that wait before it and for itself; the rest is for the batch that runs and the way
 back. At 0.5 the door turned 9 % away at a rate at which 0.85 turned away 1 %, p99 56 ms; at three times the capacity
 both serve the same."""
+_QUIET_S = 5.0
+"""Without an online request, after which batches of lower classes may take `max_idle_batch_s`."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -64,13 +70,16 @@ class Lane(Protocol):
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """`preferred_batch_size`: with so many waiting, company is no longer waited for (lengths are packed, so there is
-    nothing to gain from an exact size). `enabled` False: one request a batch."""
+    nothing to gain from an exact size). `max_queue_size`: of the online class, and once more of all lower ones.
+    `max_idle_batch_s` bounds batches of lower classes while no online requests come. `enabled` False: one request a
+    batch."""
 
     max_batch_size: int = 128
     preferred_batch_size: tuple[int, ...] = (32, 64)
     max_queue_delay_s: float = 0.001
     max_queue_size: int = 512
     max_batch_s: float = 0.008
+    max_idle_batch_s: float = 0.03
     enabled: bool = True
 
 
@@ -141,9 +150,12 @@ class Scheduler:
 
     def submit(self, ticket: Ticket) -> None:
         """Raises Overloaded when `max_queue_size` requests wait already, or more than leaves this one in time."""
-        if len(self._queue) >= self.policy.max_queue_size:
-            raise Overloaded(f"{len(self._queue)} requests wait for the model already", retry_after_s=0.05)
-        self._notice_arrival(ticket.arrived)
+        online = self._ahead(0)
+        beside = online if ticket.priority == 0 else len(self._queue) - online
+        if beside >= self.policy.max_queue_size:
+            raise Overloaded(f"{beside} requests wait for the model already", retry_after_s=0.05)
+        if ticket.priority == 0:
+            self._notice_arrival(ticket.arrived)
         wait_s = self._backlog_s(ticket.priority, ticket)
         before = self._ahead(ticket.priority)
         if ticket.priority == 0:
@@ -179,11 +191,18 @@ class Scheduler:
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
-        longest_s = max(self.policy.max_batch_s, _BATCH_SHARE * self._backlog_s())
-        batch, load = self._fill(start, longest_s, refused)
+        batch, load = self._fill(start, self._longest_s(now), refused)
         self._remove(placed.ticket for placed in batch)
         self.backlog_s = self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
+
+    def _longest_s(self, now: float) -> float:
+        """Of the next batch, as predicted."""
+        policy = self.policy
+        if self._queue[0].priority == 0:
+            return max(policy.max_batch_s, _BATCH_SHARE * self._backlog_s(0))
+        is_quiet = now - self._last_arrival > _QUIET_S
+        return max(policy.max_batch_s, policy.max_idle_batch_s) if is_quiet else policy.max_batch_s
 
     def _take_expired(self, now: float) -> list[Refused]:
         late = [ticket for ticket in self._queue if ticket.deadline <= now]
@@ -230,13 +249,15 @@ class Scheduler:
         """None: go now. Waiting pays only while others are expected within the delay and nobody is made late."""
         policy = self.policy
         enough = min((policy.max_batch_size, *policy.preferred_batch_size))
-        if not policy.enabled or self._gap_s > policy.max_queue_delay_s or len(self._queue) >= enough:
+        online = self._ahead(0)
+        if not policy.enabled or self._gap_s > policy.max_queue_delay_s or not 0 < online < enough:
             return None
-        seconds = self._backlog_s()
+        seconds = self._backlog_s(0)
         if seconds >= policy.max_batch_s:
             return None
-        oldest = min(ticket.arrived for ticket in self._queue)
-        latest_start = min(ticket.deadline for ticket in self._queue) - seconds
+        mine = self._queue[:online]
+        oldest = min(ticket.arrived for ticket in mine)
+        latest_start = min(ticket.deadline for ticket in mine) - seconds
         until = min(oldest + policy.max_queue_delay_s, latest_start)
         return until if until > now else None
 
@@ -248,6 +269,8 @@ class Scheduler:
         for ticket in list(self._queue):
             if len(batch) >= size:
                 break
+            if batch and ticket.priority != batch[0].ticket.priority:
+                break  # a class of its own, whose time has not come
             if batch and ticket.lane is not batch[0].ticket.lane:
                 continue  # another model: the next batch
             ticket.rows, ticket.cached = ticket.lane.rows_of(ticket.payload)
