@@ -98,8 +98,9 @@ class Target:
             stub = self._next().stub
             answer: pb.ModelInferResponse = await stub.ModelInfer(message, timeout=timeout_s, metadata=metadata or None)
         except aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                told = message.parameters
+            told = message.parameters
+            # A job waits by itself; a fifth of its minute would be an idle engine.
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and told["priority"].int64_param == 0:
                 self._rest.refused(
                     time.monotonic(), told["deadline_us"].int64_param * 1e-6, told["priority"].int64_param
                 )

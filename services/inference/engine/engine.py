@@ -21,7 +21,7 @@ from services.inference.engine.executor import Done, Executor
 from services.inference.engine.memory import keep_freed_memory
 from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
 from services.inference.engine.request import CacheStats, InferAnswer, InferRequest, ItemContent
-from services.inference.engine.runner import ServingModel
+from services.inference.engine.runner import NotFinite, ServingModel
 from services.inference.engine.scheduler import DEADLINE, BatchPolicy, Scheduler, Ticket
 from services.inference.engine.tiers import CacheOptions
 from services.inference.engine.warmup import tune_threads, warm
@@ -149,6 +149,18 @@ class Engine:
             self._executor.miss(ticket)
             return _unrun(model, request)
         return await self._answered(ticket, now)
+
+    async def infer_many(self, requests: Sequence[InferRequest]) -> list[InferAnswer | SilkrecError]:
+        """One answer each, in order; an error where one request's own numbers are at fault. Raises what `infer` raises
+        for a reason that is not one request's."""
+        answers = await asyncio.gather(*map(self.infer, requests), return_exceptions=True)
+        found: list[InferAnswer | SilkrecError] = []
+        for answer in answers:
+            if isinstance(answer, (InferAnswer, NotFinite)):
+                found.append(answer)
+            else:
+                raise answer
+        return found
 
     async def _answered(self, ticket: Ticket, now: float) -> InferAnswer:
         loop = asyncio.get_running_loop()

@@ -119,9 +119,7 @@ class LatentCache:
             if ranks:
                 self._ranked.append(user_key)
         if entry is None:
-            return self._build(
-                user_key, Entry([], digest[:0], is_passing=is_passing), digest, request, now, pin_until
-            )
+            return self._build(user_key, Entry([], digest[:0], is_passing=is_passing), digest, request, now, pin_until)
         busy = entry.turn == self._turn
         if prefix < min(entry.rows, length):
             self.counters.stale_rejects += 1
