@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
@@ -28,6 +31,7 @@ from services.recommender.components.sources.promoted import PromotedSource
 from services.recommender.components.sources.searching import Searcher
 from services.recommender.components.sources.user_vector import UserVectorSource
 from services.recommender.pipeline import Limits, RecommendPipeline, Stages
+from services.recommender.pipeline.context import Snapshot
 from services.recommender.pipeline.protocols import SideEffect, UserHydrator
 from services.recommender.serving.state import StateHolder
 from shared.actions import ActionTable
@@ -50,6 +54,22 @@ def recommend_pipeline(
         settings, user=UserFeaturesHydrator(reader), inference=inference, side_effects=(last_good,)
     )
     return RecommendPipeline(stages, current=holder.current, limits=limits_of(settings.recommender))
+
+
+def bulk_pipelines(
+    settings: Settings, *, reader: FeatureReader, inference: Inference
+) -> Callable[[Snapshot], RecommendPipeline]:
+    """For jobs: the same stages, but nothing stands in for the model (the work is tried again instead) and nothing is
+    kept of a slate. A job's features are read before, without the key of the batch slate, so that this source is
+    silent. One pipeline a snapshot, so that all slates of a chunk are of one release."""
+    stages = standard_stages(settings, user=UserFeaturesHydrator(reader), inference=inference, side_effects=())
+    stages = replace(stages, fallbacks=())
+    limits = limits_of(settings.recommender)
+
+    def of(snapshot: Snapshot) -> RecommendPipeline:
+        return RecommendPipeline(stages, current=lambda: snapshot, limits=limits)
+
+    return of
 
 
 def limits_of(settings: RecommenderSettings) -> Limits:

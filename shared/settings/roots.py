@@ -206,6 +206,9 @@ class InferenceSettings(Group):
 
 class JobsSettings(Group):
     concurrency: int = Field(1, ge=1)
+    nice: int = Field(
+        10, ge=0, le=19, description="of worker processes: a tenth of a service's share where both want a core; 0: none"
+    )
 
 
 class LogSettings(Group):
