@@ -1,5 +1,6 @@
 """Work for many users at once, outside of requests: slates, re-ranking, prefilling and exports.
 
-`work` is the seam between the durable part (jobs, chunks, leases, outputs) and `bulk/`, which makes slates of many
-users by the pipeline's own components, at throughput instead of latency.
+`store/` is the truth: jobs and chunks in the database. `working` carries chunks out in worker processes that Celery
+wakes; `app` is the process beside them (sweeper, schedules, webhook, purge). `work` is the seam between all this and
+`bulk/`, which makes slates of many users by the pipeline's own components, at throughput instead of latency.
 """

@@ -15,7 +15,7 @@ from shared.contracts.manifest import Release
 
 @dataclass(frozen=True, slots=True)
 class SlateAsk:
-    """One user of a chunk. `user_key` is `u:` or `v:` + id; `item_ids`: the list to rank; none: retrieve candidates."""
+    """One user of a chunk. `user_key` is `u:` or `v:` + id; `item_ids`: the list to rank, none to retrieve."""
 
     user_key: str
     item_ids: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class SlateAsk:
 @dataclass(frozen=True, slots=True)
 class SlateSpec:
     """Common to a job. `count` items a slate; `filter` in the filter language; `diversity` in [0, 1], None: the
-    scene's; `now_s`: the time that slates are made for, None: that of computing; `seed`: None: of the user's key."""
+    scene's; `now_s`: the time that slates are made for, None: that of computing; `seed`, None: the user's own."""
 
     scene: str
     count: int

@@ -13,7 +13,7 @@ from services.features.reader import FeatureReader
 from services.inference.client import GrpcInferenceClient
 from services.recommender.catalogue import Catalogue
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
-from services.recommender.jobs.bulk.inference import GroupedInference, ManyInference
+from services.recommender.jobs.bulk.inference import PATIENCE_S, GroupedInference
 from services.recommender.jobs.bulk.maker import BulkSlates
 from services.recommender.metrics import ServingMetrics
 from services.recommender.pipeline_wiring import bulk_pipelines
@@ -26,7 +26,6 @@ from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
 from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
-from shared.settings.load import Loaded
 from shared.settings.roots import Settings
 from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
@@ -43,10 +42,9 @@ def lower_priority(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(loaded: Loaded, metrics: Metrics) -> AsyncIterator[BulkSlates]:
-    """Ready to make slates; follows releases, items and counts until it is closed. Raises TimeoutError when the
-    database does not let itself be read within a minute."""
-    settings = loaded.settings
+async def opened(settings: Settings, metrics: Metrics, *, patience_s: float = PATIENCE_S) -> AsyncIterator[BulkSlates]:
+    """Ready to make slates; follows releases, items and counts until it is closed. `patience_s`: with an engine that is
+    away. Raises TimeoutError when the database does not let itself be read within a minute."""
     async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_url(), settings.database)
         stack.push_async_callback(asyncio.to_thread, database.close)
@@ -62,7 +60,9 @@ async def opened(loaded: Loaded, metrics: Metrics) -> AsyncIterator[BulkSlates]:
         holder = StateHolder(ServingState.empty(Catalogue(settings.data)))
         experiments = ExperimentWatcher(database, settings.data, refresh_s=settings.recommender.refresh_s)
         await _follow(settings, database, reader, client, holder, experiments, tasks, ServingMetrics(metrics))
-        yield _maker(settings, holder, reader, client, experiments, stack)
+        inference = GroupedInference(client, patience_s=patience_s)
+        stack.push_async_callback(inference.close)
+        yield _maker(settings, holder, reader, inference, experiments)
 
 
 def _client(settings: Settings) -> GrpcInferenceClient:
@@ -74,13 +74,9 @@ def _maker(
     settings: Settings,
     holder: StateHolder,
     reader: FeatureReader,
-    client: ManyInference,
+    inference: GroupedInference,
     experiments: ExperimentWatcher,
-    stack: contextlib.AsyncExitStack,
 ) -> BulkSlates:
-    inference = GroupedInference(client)
-    stack.push_async_callback(inference.close)
-
     def shipped(scene: str) -> Mapping[str, Any]:
         found = experiments.current().scene(scene)
         return {} if found is None else found.shipped
