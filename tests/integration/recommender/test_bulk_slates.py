@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from shared.storage.tables import counters, events, item_daily, items, user_state
 from tests.inference_models import TINY
-from tests.inference_process import InferenceProcess, inference_process
+from tests.inference_process import InferenceProcess, eventually, inference_process
 
 pytestmark = pytest.mark.integration
 ITEMS, USERS, CHECKED, AT_ONCE = 200, 560, 500, 4
@@ -85,7 +84,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, redis_process: Any) -> Iterat
 def _fill(loaded: Loaded, database: Database, redis_url: str, now_s: int) -> None:
     random = np.random.default_rng(3)
     histories = []
-    for user in range(USERS):
+    for _ in range(USERS):
         count = int(random.integers(0, 41))
         times = np.sort(random.integers(now_s - 90 * 86400, now_s, count))
         histories.append(pack(random.integers(1, ITEMS + 1, count), random.integers(1, 3, count), times))
@@ -188,15 +187,17 @@ def same(batch: UserSlate, online: Slate, *, by_score: bool) -> None:
     assert ours.tolist() == theirs.tolist()
 
 
-async def desk_and_maker(shop: Shop, check: Any) -> None:
+async def desk_and_maker(shop: Shop, check: Any, *, patience_s: float = 10.0) -> None:
     board = ReadinessBoard()
     async with (
         recommender_opened(shop.loaded, Metrics("recommender"), board) as state,
-        bulk_opened(shop.loaded.settings, Metrics("jobs"), patience_s=0.5) as maker,
+        bulk_opened(shop.loaded.settings, Metrics("jobs"), patience_s=patience_s) as maker,
     ):
-        async with asyncio.timeout(20):
-            while not board.now().ready or state["desk"].holder.current().release is None:
-                await asyncio.sleep(0.01)
+
+        async def is_ready() -> bool:
+            return board.now().ready and state["desk"].holder.current().release is not None
+
+        await eventually(is_ready)
         await check(state["desk"], maker)
 
 
@@ -241,4 +242,4 @@ def test_a_spec_that_cannot_be_served_is_refused_and_an_engine_that_is_gone_is_n
         with pytest.raises(InferenceUnavailable, match="tried again"):
             await maker.slates(SlateSpec("home", 5), [SlateAsk(f"u:{n}") for n in range(100)])
 
-    asyncio.run(desk_and_maker(shop, check))
+    asyncio.run(desk_and_maker(shop, check, patience_s=0.5))

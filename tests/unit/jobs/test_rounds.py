@@ -15,10 +15,12 @@ class Asked:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.called = asyncio.Event()
         self.held: asyncio.Event | None = None
 
     async def __call__(self, numbers: Sequence[int]) -> list[int | Exception]:
         self.calls.append(list(numbers))
+        self.called.set()
         if self.held is not None:
             await self.held.wait()
         if 13 in numbers:
@@ -75,8 +77,7 @@ def test_closing_ends_what_is_under_way() -> None:
         asked.held = asyncio.Event()
         rounds: Rounds[int, int] = Rounds(asked)
         waiting = asyncio.create_task(rounds.ask(2))
-        while not asked.calls:
-            await asyncio.sleep(0)
+        await asked.called.wait()
         await rounds.close()
         with pytest.raises(asyncio.CancelledError):
             await waiting
