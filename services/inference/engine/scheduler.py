@@ -43,6 +43,10 @@ back. At 0.5 the door turned 9 % away at a rate at which 0.85 turned away 1 %, p
 both serve the same."""
 _QUIET_S = 5.0
 """Without an online request, after which batches of lower classes may take `max_idle_batch_s`."""
+_RANKING_COMES_S = 0.004
+"""After an online encode no batch of a lower class begins for so long: the ranking of the same request follows when
+its candidates were found, and would have to wait that batch out. As disk schedulers anticipate (Iyer and Druschel 2001,
+SOSP)."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -135,6 +139,9 @@ class Scheduler:
         self._sequence = 0
         self._last_arrival = -math.inf
         self._gap_s = math.inf
+        self._encoded = False
+        self._held_until = -math.inf
+        """Lower classes wait till then."""
         self._waiting: dict[tuple[int, int], tuple[Lane, Load]] = {}
         """By class and model. Kept up with every arrival: summing a queue of 128 at each of them took a third of the
         engine's throughput."""
@@ -182,17 +189,22 @@ class Scheduler:
     def next(self, now: float, free_at: float | None = None) -> Plan:
         """Takes what it returns out of the queue. `free_at`: when the device will be free, if that is later than `now`;
         predictions begin there."""
+        if self._encoded:
+            self._encoded, self._held_until = False, now + _RANKING_COMES_S
         refused = self._take_expired(now)
         start = now if free_at is None else max(now, free_at)
         refused += self._take_hopeless(start)
         if not self._queue:
             self.backlog_s = 0.0
             return Plan(refused=tuple(refused))
+        if self._queue[0].priority > 0 and now < self._held_until:
+            return Plan(refused=tuple(refused), wake_at=self._held_until)
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
         batch, load = self._fill(start, self._longest_s(now), refused)
         self._remove(placed.ticket for placed in batch)
+        self._encoded = any(p.ticket.priority == 0 and p.ticket.candidates == 0 for p in batch)
         self.backlog_s = self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
 

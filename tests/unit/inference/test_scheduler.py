@@ -92,6 +92,18 @@ def test_a_job_gets_short_batches_while_people_come_and_long_ones_when_nobody_do
     assert len(scheduler.next(10.0).batch) == 10
 
 
+def test_behind_an_online_encode_a_job_waits_for_the_ranking_that_follows() -> None:
+    scheduler = scheduler_with(ticket(1.0, candidates=0), ticket(60.0, priority=1))
+    assert ran(scheduler.next(0.0))[0].priority == 0
+    held = scheduler.next(0.001)
+    assert not held.batch
+    assert held.wake_at is not None
+    ranking = ticket(1.0, at=0.003)
+    scheduler.submit(ranking)
+    assert ran(scheduler.next(0.003)) == [ranking]
+    assert [one.priority for one in ran(scheduler.next(held.wake_at))] == [1]
+
+
 def test_a_job_that_fills_its_places_in_the_queue_leaves_people_theirs() -> None:
     policy = BatchPolicy(max_queue_size=2)
     scheduler = scheduler_with(ticket(60.0, priority=1), ticket(60.0, priority=2), policy=policy)
