@@ -94,7 +94,11 @@ class BulkSlates:
         views = await self._reader.users([ask.user_key for ask in asks])
         users = [UserFeatures(view.history, view.properties, view.segments) for view in views]
         made = (self._of_user(ask, user, queries, pipeline, state) for ask, user in zip(asks, users, strict=True))
-        return list(await asyncio.gather(*made))
+        found = await asyncio.gather(*made, return_exceptions=True)  # none is left running behind the first that fails
+        for slate in found:
+            if isinstance(slate, BaseException):
+                raise slate
+        return [slate for slate in found if not isinstance(slate, BaseException)]
 
     async def _of_user(
         self, ask: SlateAsk, user: UserFeatures, queries: UserQueries, pipeline: Pipeline, state: ServingState
