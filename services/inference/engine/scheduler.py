@@ -9,7 +9,7 @@ Priority 0 is the class of online requests. Lower classes get what it leaves: th
 ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
 its own. Their batches are as short as its own while it was seen within `_QUIET_S`, for whoever comes waits one out.
 
-A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
+An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
 all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
 the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs. Simulated with a
 learned cost model and 15 % of noise: at three times the capacity 1.00 of the best goodput, and 0.24 without this rule.
@@ -162,17 +162,19 @@ class Scheduler:
         if beside >= self.policy.max_queue_size:
             raise Overloaded(f"{beside} requests wait for the model already", retry_after_s=0.05)
         if ticket.priority == 0:
-            self._notice_arrival(ticket.arrived)
-        wait_s = self._backlog_s(ticket.priority, ticket)
-        before = self._ahead(ticket.priority)
-        if ticket.priority == 0:
-            self.backlog_s = wait_s if before >= _CROWD else 0.0
-        if before >= _CROWD and wait_s > _ADMIT_SHARE * (ticket.deadline - ticket.arrived):
-            raise Overloaded(f"{before} requests before this one would make it late", retry_after_s=0.05)
+            self._admit(ticket, online)
         self._sequence += 1
         ticket.order = (ticket.priority, ticket.deadline, self._sequence)
         insort(self._queue, ticket, key=attrgetter("order"))
         self._count(ticket)
+
+    def _admit(self, ticket: Ticket, before: int) -> None:
+        """Raises Overloaded for an online request that would be late. When a lower class has its turn, nobody knows."""
+        self._notice_arrival(ticket.arrived)
+        wait_s = self._backlog_s(0, ticket)
+        self.backlog_s = wait_s if before >= _CROWD else 0.0
+        if before >= _CROWD and wait_s > _ADMIT_SHARE * (ticket.deadline - ticket.arrived):
+            raise Overloaded(f"{before} requests before this one would make it late", retry_after_s=0.05)
 
     def cancel(self, ticket: Ticket) -> bool:
         """True when it still waited; a batch that runs is not interrupted."""
