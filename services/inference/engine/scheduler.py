@@ -9,8 +9,8 @@ Priority 0 is the class of online requests. Lower classes get what it leaves: th
 ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
 its own. Their batches are as short as its own while it was seen within `_QUIET_S`, for whoever comes waits one out.
 
-An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more waits
-all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
+An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time. When more
+waits all the same than the deadlines have time for, whoever could not wait for a full batch is refused at once: serving
 the oldest first, each trimmed to what its last milliseconds allow, would spend the device on crumbs. Simulated with a
 learned cost model and 15 % of noise: at three times the capacity 1.00 of the best goodput, and 0.24 without this rule.
 """
