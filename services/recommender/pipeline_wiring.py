@@ -57,16 +57,17 @@ def recommend_pipeline(
 
 
 def bulk_pipelines(
-    settings: Settings, *, reader: FeatureReader, inference: Inference
+    settings: Settings, *, reader: FeatureReader, inference: Callable[[], Inference]
 ) -> Callable[[Snapshot], RecommendPipeline]:
-    """For jobs: the same stages, but nothing stands in for the model (the work is tried again instead) and nothing is
-    kept of a slate. A job's features are read before, without the key of the batch slate, so that this source is
-    silent. One pipeline a snapshot, so that all slates of a chunk are of one release."""
-    stages = standard_stages(settings, user=UserFeaturesHydrator(reader), inference=inference, side_effects=())
-    stages = replace(stages, fallbacks=())
+    """For jobs, one a group of users: the same stages, but nothing stands in for the model (the work is tried again
+    instead) and nothing is kept of a slate. A job's features are read before, without the key of the batch slate, so
+    that this source is silent. `inference` makes the engine as one group sees it."""
+    common = standard_stages(settings, user=UserFeaturesHydrator(reader), inference=inference(), side_effects=())
     limits = limits_of(settings.recommender)
 
     def of(snapshot: Snapshot) -> RecommendPipeline:
+        mine = inference()
+        stages = replace(common, encoder=InferenceEncoder(mine), scorer=InferenceScorer(mine), fallbacks=())
         return RecommendPipeline(stages, current=lambda: snapshot, limits=limits)
 
     return of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.recommender.jobs.bulk.rounds import Rounds
+from services.recommender.jobs.bulk.rounds import Rounds, cancelled
 
 
 class Asked:
@@ -38,7 +38,7 @@ async def hops(rounds: Rounds[int, int], number: int) -> int:
 def test_who_asks_side_by_side_is_asked_together_and_gets_his_own_answer() -> None:
     async def scenario() -> None:
         asked = Asked()
-        rounds: Rounds[int, int] = Rounds(asked)
+        rounds: Rounds[int, int] = Rounds(asked, set())
         answers = await asyncio.gather(*(hops(rounds, n) for n in (2, 5, 4, 8)), return_exceptions=True)
         assert len(asked.calls) == 1
         assert sorted(asked.calls[0]) == [2, 4, 5, 8]
@@ -51,7 +51,7 @@ def test_who_asks_side_by_side_is_asked_together_and_gets_his_own_answer() -> No
 
 def test_a_call_that_fails_fails_for_everybody_in_it() -> None:
     async def scenario() -> None:
-        rounds: Rounds[int, int] = Rounds(Asked())
+        rounds: Rounds[int, int] = Rounds(Asked(), set())
         answers = await asyncio.gather(*(rounds.ask(n) for n in (2, 13)), return_exceptions=True)
         assert [type(answer) for answer in answers] == [OSError, OSError]
 
@@ -61,7 +61,7 @@ def test_a_call_that_fails_fails_for_everybody_in_it() -> None:
 def test_who_was_cancelled_meanwhile_is_left_out_and_holds_nobody_up() -> None:
     async def scenario() -> None:
         asked = Asked()
-        rounds: Rounds[int, int] = Rounds(asked)
+        rounds: Rounds[int, int] = Rounds(asked, set())
         gone, stays = asyncio.create_task(rounds.ask(2)), asyncio.create_task(rounds.ask(4))
         await asyncio.sleep(0)
         gone.cancel()
@@ -75,10 +75,11 @@ def test_closing_ends_what_is_under_way() -> None:
     async def scenario() -> None:
         asked = Asked()
         asked.held = asyncio.Event()
-        rounds: Rounds[int, int] = Rounds(asked)
+        calls: set[asyncio.Task[None]] = set()
+        rounds: Rounds[int, int] = Rounds(asked, calls)
         waiting = asyncio.create_task(rounds.ask(2))
         await asked.called.wait()
-        await rounds.close()
+        await cancelled(calls)
         with pytest.raises(asyncio.CancelledError):
             await waiting
 

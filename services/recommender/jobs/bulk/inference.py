@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from services.recommender.jobs.bulk.rounds import Rounds
+from services.recommender.jobs.bulk.rounds import Rounds, cancelled
 from shared.contracts.inference import EncodeRequest, EncodeResult, RankRequest, RankResult
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
 
@@ -29,8 +29,8 @@ class ManyInference(Protocol):
     async def rank_many(self, requests: Sequence[RankRequest], /) -> list[RankResult | SilkrecError]: ...
 
 
-class GroupedInference:
-    """Fits `components.scorers.inference.Inference`. Raises what the client raises once patience is spent."""
+class PatientInference:
+    """One a process: makes a `GroupInference` for each group. `close` ends what is under way."""
 
     def __init__(
         self,
@@ -44,18 +44,13 @@ class GroupedInference:
         self._patience_s = patience_s
         self._clock = clock
         self._sleep = sleep
-        self._encodes: Rounds[EncodeRequest, EncodeResult] = Rounds(self._encode)
-        self._ranks: Rounds[RankRequest, RankResult] = Rounds(self._rank)
+        self._calls: set[asyncio.Task[None]] = set()
 
-    async def encode(self, request: EncodeRequest) -> EncodeResult:
-        return await self._encodes.ask(request)
-
-    async def rank(self, request: RankRequest) -> RankResult:
-        return await self._ranks.ask(request)
+    def group(self) -> GroupInference:
+        return GroupInference(Rounds(self._encode, self._calls), Rounds(self._rank, self._calls))
 
     async def close(self) -> None:
-        await self._encodes.close()
-        await self._ranks.close()
+        await cancelled(self._calls)
 
     async def _encode(self, requests: Sequence[EncodeRequest]) -> Sequence[EncodeResult | Exception]:
         asked = [replace(request, deadline_us=int(CALL_S * 1e6)) for request in requests]
@@ -76,3 +71,18 @@ class GroupedInference:
                     raise
             await self._sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInference:
+    """Of users that go through the pipeline side by side. Fits `components.scorers.inference.Inference`; raises what
+    the client raises once patience is spent."""
+
+    encodes: Rounds[EncodeRequest, EncodeResult]
+    ranks: Rounds[RankRequest, RankResult]
+
+    async def encode(self, request: EncodeRequest) -> EncodeResult:
+        return await self.encodes.ask(request)
+
+    async def rank(self, request: RankRequest) -> RankResult:
+        return await self.ranks.ask(request)

@@ -38,7 +38,7 @@ class Pipeline(Protocol):
 
 
 class BulkSlates:
-    """A `SlateMaker`. `pipeline_of` makes one for a snapshot, so that all slates of a call are of one release;
+    """A `SlateMaker`. `pipeline_of` makes one for a group and a snapshot: all slates of a call are of one release.
     `shipped` gives a scene's shipped settings."""
 
     def __init__(
@@ -73,11 +73,11 @@ class BulkSlates:
         state = self._holder.current()
         now_us = self._now_us() if spec.now_s is None else spec.now_s * 1_000_000
         queries = UserQueries.of(spec, self._builder, self._shipped(spec.scene), now_us=now_us, begin=self._clock())
-        pipeline, free = self._pipeline_of(state), asyncio.Semaphore(self._under_way)
+        free = asyncio.Semaphore(self._under_way)
 
         async def group(part: Sequence[SlateAsk]) -> list[UserSlate]:
             async with free:
-                return await self._of_group(part, queries, pipeline, state)
+                return await self._of_group(part, queries, state)
 
         parts = [asks[start : start + self._group] for start in range(0, len(asks), self._group)]
         tasks = [asyncio.create_task(group(part)) for part in parts]
@@ -88,9 +88,8 @@ class BulkSlates:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _of_group(
-        self, asks: Sequence[SlateAsk], queries: UserQueries, pipeline: Pipeline, state: ServingState
-    ) -> list[UserSlate]:
+    async def _of_group(self, asks: Sequence[SlateAsk], queries: UserQueries, state: ServingState) -> list[UserSlate]:
+        pipeline = self._pipeline_of(state)
         views = await self._reader.users([ask.user_key for ask in asks])
         users = [UserFeatures(view.history, view.properties, view.segments) for view in views]
         made = (self._of_user(ask, user, queries, pipeline, state) for ask, user in zip(asks, users, strict=True))

@@ -17,12 +17,17 @@ Answer = TypeVar("Answer")
 
 class Rounds(Generic[Ask, Answer]):
     """`ask_all` answers in the order of what it gets, an exception where one of them alone failed; what it raises,
-    everybody gets. Of one event loop."""
+    everybody gets. `calls` keeps the calls under way, for `cancelled`. Of one event loop, and one group: two that were
+    asked for together would come back together and go on so, and nobody would work while the engine does."""
 
-    def __init__(self, ask_all: Callable[[Sequence[Ask]], Awaitable[Sequence[Answer | Exception]]]) -> None:
+    def __init__(
+        self,
+        ask_all: Callable[[Sequence[Ask]], Awaitable[Sequence[Answer | Exception]]],
+        calls: set[asyncio.Task[None]],
+    ) -> None:
         self._ask_all = ask_all
         self._waiting: list[tuple[Ask, asyncio.Future[Answer]]] = []
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls = calls
 
     async def ask(self, one: Ask) -> Answer:
         loop = asyncio.get_running_loop()
@@ -31,12 +36,6 @@ class Rounds(Generic[Ask, Answer]):
         if len(self._waiting) == 1:
             loop.call_soon(self._look, loop, 0)
         return await future
-
-    async def close(self) -> None:
-        """Cancels the calls under way, and so whoever waits for them."""
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _look(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
         if len(self._waiting) > before:
@@ -64,3 +63,10 @@ class Rounds(Generic[Ask, Answer]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+async def cancelled(calls: set[asyncio.Task[None]]) -> None:
+    """Ends the calls under way, and so the waiting of whoever asked."""
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)

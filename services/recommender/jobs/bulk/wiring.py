@@ -13,7 +13,7 @@ from services.features.reader import FeatureReader
 from services.inference.client import GrpcInferenceClient
 from services.recommender.catalogue import Catalogue
 from services.recommender.experiments.registry.watcher import ExperimentWatcher
-from services.recommender.jobs.bulk.inference import PATIENCE_S, GroupedInference
+from services.recommender.jobs.bulk.inference import PATIENCE_S, PatientInference
 from services.recommender.jobs.bulk.maker import BulkSlates
 from services.recommender.metrics import ServingMetrics
 from services.recommender.pipeline_wiring import bulk_pipelines
@@ -60,7 +60,7 @@ async def opened(settings: Settings, metrics: Metrics, *, patience_s: float = PA
         holder = StateHolder(ServingState.empty(Catalogue(settings.data)))
         experiments = ExperimentWatcher(database, settings.data, refresh_s=settings.recommender.refresh_s)
         await _follow(settings, database, reader, client, holder, experiments, tasks, ServingMetrics(metrics))
-        inference = GroupedInference(client, patience_s=patience_s)
+        inference = PatientInference(client, patience_s=patience_s)
         stack.push_async_callback(inference.close)
         yield _maker(settings, holder, reader, inference, experiments)
 
@@ -74,7 +74,7 @@ def _maker(
     settings: Settings,
     holder: StateHolder,
     reader: FeatureReader,
-    inference: GroupedInference,
+    inference: PatientInference,
     experiments: ExperimentWatcher,
 ) -> BulkSlates:
     def shipped(scene: str) -> Mapping[str, Any]:
@@ -85,7 +85,7 @@ def _maker(
         holder=holder,
         reader=reader,
         builder=QueryBuilder(settings.data),
-        pipeline_of=bulk_pipelines(settings, reader=reader, inference=inference),
+        pipeline_of=bulk_pipelines(settings, reader=reader, inference=inference.group),
         shipped=shipped,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from services.recommender.jobs.bulk.inference import PATIENCE_S, GroupedInference
+from services.recommender.jobs.bulk.inference import PATIENCE_S, GroupInference, PatientInference
 from shared.contracts.history import empty_history
 from shared.contracts.inference import EncodeRequest, EncodeResult, RankRequest, RankResult
 from shared.errors import InferenceUnavailable, Overloaded, SilkrecError
@@ -51,8 +51,8 @@ def encoding(user: str) -> EncodeRequest:
     return EncodeRequest(user, empty_history(), 1, "m", 1)
 
 
-def grouped(engine: Engine, time: Time) -> GroupedInference:
-    return GroupedInference(engine, clock=lambda: time.now, sleep=time.sleep)
+def grouped(engine: Engine, time: Time) -> GroupInference:
+    return PatientInference(engine, clock=lambda: time.now, sleep=time.sleep).group()
 
 
 def test_a_group_is_one_call_and_one_users_fault_is_his_own() -> None:
