@@ -1,4 +1,4 @@
-"""Many users in one message: the same numbers as one by one, over a real server process."""
+"""Many users in one message: the same numbers as one by one, over a real door and a real engine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.inference.caller import CallerCheck
 from services.inference.client import GrpcInferenceClient
+from services.inference.grpc import GrpcServer, InferenceServicer
 from services.inference.many import MOST_REQUESTS, parts
+from services.inference.metrics import DoorMetrics
 from shared.contracts.history import History, pack
 from shared.contracts.inference import EncodeRequest, EncodeResult, RankRequest, RankResult
 from shared.errors import InferenceUnavailable
-from tests.inference_models import TINY
-from tests.inference_process import inference_process
+from shared.observability.metrics import Metrics
+from tests.inference_models import TINY, engine_of
+from tests.integration.features.helpers import NoKeys
 
 USERS, DEADLINE_US, NOW_S = 300, 20_000_000, 10_000_000
 
@@ -55,8 +59,17 @@ def test_users_in_one_message_get_what_they_get_alone(tmp_path: Path) -> None:
         finally:
             await client.close()
 
-    with inference_process(tmp_path / "var") as server:
-        asyncio.run(scenario(server.target))
+    async def served() -> None:
+        with engine_of(tmp_path / "models") as engine:
+            servicer = InferenceServicer(engine, CallerCheck(NoKeys()), DoorMetrics(Metrics("inference")))
+            door = GrpcServer(servicer, socket=tmp_path / "door.sock", tcp=None)
+            await door.start()
+            try:
+                await scenario(f"unix:{tmp_path / 'door.sock'}")
+            finally:
+                await door.stop(0.0)
+
+    asyncio.run(served())
 
 
 def test_a_list_of_requests_is_cut_where_a_message_is_full() -> None:
