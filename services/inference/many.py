@@ -1,4 +1,4 @@
-"""Many users' requests in one message, for jobs: an RPC a user cost more than half of what the model itself did.
+"""Many users' requests in one message, for jobs: two RPCs a group and not two a user.
 
     user_key BYTES [1, B]  history_length INT32 [1, B]  history_item, history_action, history_time [1, sum of lengths]
     and to rank: candidate_length INT32 [1, B]  candidate INT32 [1, sum of lengths]

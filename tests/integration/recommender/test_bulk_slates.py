@@ -206,9 +206,9 @@ def test_the_slate_of_a_job_is_the_slate_of_a_request(shop: Shop) -> None:
     chosen = random.choice(USERS, CHECKED, replace=False).tolist()
     asks = [SlateAsk(f"u:{n}") for n in chosen[:-1]] + [SlateAsk("u:whom nobody knows")]
     lists = [
-        SlateAsk(f"u:{n}", tuple(f"item-{i}" for i in random.integers(0, ITEMS + 20, 25).tolist())) for n in chosen[:60]
+        SlateAsk(f"u:{n}", tuple(f"item-{i}" for i in random.integers(0, ITEMS + 20, 25).tolist())) for n in chosen[:30]
     ]
-    home, few = SlateSpec("home", 20, now_s=shop.now_s), asks[:60]
+    home, few = SlateSpec("home", 20, now_s=shop.now_s), asks[:30]
 
     async def check(desk: Desk, maker: BulkSlates) -> None:
         assert maker.release == desk.holder.current().release

@@ -33,7 +33,7 @@ from shared.storage.database import Database
 from shared.storage.redis import connect
 
 READ_S = 60.0
-"""Until the first look at the catalogue, the counts and the release is over; 100,000 items take 3 s."""
+"""Until the first look at the catalogue and the counts is over."""
 
 
 def lower_priority(settings: Settings) -> None:
