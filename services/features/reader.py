@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from services.features.online.store import HistoryStore
 from services.features.reading.catalogue import ItemRow, read_changed_items
 from services.features.reading.daily import DailyActions, read_daily_actions
+from services.features.reading.many import read_many
 from services.features.reading.training import TrainingEvents, read_training_events
 from services.features.reading.view import Cause, HistoryCache, Miss, Store, StoredExtras, UserReader, UserView, What
 from shared.actions import ActionTable
@@ -48,6 +49,8 @@ class FeatureReader:
     ) -> None:
         """`stored_extras`: finds extra keys in the database where a request asks it anyway."""
         self._database = database
+        self._redis = redis
+        self._max_events = settings.history.max_events
         self._actions = actions
         histories = histories or HistoryStore(redis, settings.history)
         self._users = UserReader(database, redis, histories, settings.history, actions, stored_extras)
@@ -56,6 +59,14 @@ class FeatureReader:
         """History, profile and `extra_keys` in one Redis round trip; what Redis cannot be trusted with comes from the
         database, and extra keys with it (`stored_extras`). Defaults and misses for what neither gave in `timeout_s`."""
         return await self._users.user(user_key, extra_keys, timeout_s)
+
+    async def users(self, user_keys: Sequence[str]) -> list[UserView]:
+        """The same of many, in their order, for jobs: one Redis round trip, and the database for whom it lacks. Takes
+        the time it takes; raises DatabaseUnavailable rather than giving defaults."""
+        found = await read_many(
+            self._redis, self._database, user_keys, max_events=self._max_events, actions=self._actions
+        )
+        return [UserView(history, profile.properties, profile.segments, {}, ()) for history, profile in found]
 
     async def close(self) -> None:
         await self._users.close()

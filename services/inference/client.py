@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
-from services.inference import wire
+import numpy as np
+
+from services.inference import many, wire
 from services.inference.target import Target
 from shared.contracts.history import Float32, History
 from shared.contracts.inference import (
@@ -30,6 +32,8 @@ from shared.contracts.oip import oip_pb2 as pb
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
 from shared.observability import context
 
+Q = TypeVar("Q", EncodeRequest, RankRequest)
+R = TypeVar("R")
 _FAIR_S = 0.02
 """A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
 _HUNG_S = 1.0
@@ -47,6 +51,19 @@ class InferenceClient(Protocol):
     async def ready(self, model_version: str) -> bool: ...
 
     async def close(self) -> None: ...
+
+
+class ManyInference(Protocol):
+    """What jobs ask."""
+
+    async def encode_many(self, requests: Sequence[EncodeRequest]) -> list[EncodeResult | SilkrecError]:
+        """In their order, in a message an engine. They share deadline, model and priority. Raises as above, and gives
+        an error instead of a result where one request alone is at fault."""
+        ...
+
+    async def rank_many(self, requests: Sequence[RankRequest]) -> list[RankResult | SilkrecError]:
+        """As `encode_many`; they share the time of the request too."""
+        ...
 
 
 class EngineControl(Protocol):
@@ -89,6 +106,59 @@ class GrpcInferenceClient:
         if not len(scores) == len(scored) == len(request.candidate):
             raise InferenceUnavailable("the inference service answered with another number of candidates")
         return RankResult(scores, scored, found.model_version, found.reason, found.cached_events)
+
+    async def encode_many(self, requests: Sequence[EncodeRequest]) -> list[EncodeResult | SilkrecError]:
+        return await self._many(requests, self._encode_part)
+
+    async def rank_many(self, requests: Sequence[RankRequest]) -> list[RankResult | SilkrecError]:
+        return await self._many(requests, self._rank_part)
+
+    async def _many(
+        self, requests: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[R | SilkrecError]]]
+    ) -> list[R | SilkrecError]:
+        """Each engine its own users, in messages that fit."""
+        homes: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            order = self._order(request.user_key)
+            homes.setdefault(order[0].name if order else "", []).append(place)
+        groups: list[list[int]] = []
+        for places in homes.values():
+            rows = [len(requests[place].history) for place in places]
+            wanted = [_candidates(requests[place]) for place in places]
+            groups += [places[part] for part in many.parts(rows, wanted)]
+        answers = await asyncio.gather(*(ask([requests[place] for place in group]) for group in groups))
+        found = [answer for part in answers for answer in part]
+        asked = np.concatenate([np.empty(0, np.int64), *groups])
+        return [found[at] for at in np.argsort(asked)]
+
+    async def _encode_part(self, requests: Sequence[EncodeRequest]) -> list[EncodeResult | SilkrecError]:
+        found = await self._ask_many(requests, None, {})
+        vectors = found.each("user_vector", len(requests))
+        return [
+            SilkrecError(error) if error else EncodeResult(vector, found.model_version)
+            for vector, error in zip(vectors, found.errors(len(requests)), strict=True)
+        ]
+
+    async def _rank_part(self, requests: Sequence[RankRequest]) -> list[RankResult | SilkrecError]:
+        candidates = [request.candidate for request in requests]
+        found = await self._ask_many(requests, candidates, {"request_time_s": requests[0].request_time_s})
+        ends = np.cumsum([len(candidate) for candidate in candidates])
+        scores, scored = found.split("scores", 3, ends), found.split("scored", 2, ends)
+        return [
+            SilkrecError(error)
+            if error
+            else RankResult(mine, done, found.model_version, "" if done.all() else "unscored")
+            for mine, done, error in zip(scores, scored, found.errors(len(requests)), strict=True)
+        ]
+
+    async def _ask_many(
+        self,
+        requests: Sequence[EncodeRequest] | Sequence[RankRequest],
+        candidates: Sequence[wire.Array] | None,
+        extra: dict[str, wire.Parameter],
+    ) -> _Answer:
+        keys, histories = [request.user_key for request in requests], [request.history for request in requests]
+        return await self._ask(requests[0], many.request_tensors(keys, histories, candidates), extra, is_many=True)
 
     async def ready(self, model_version: str) -> bool:
         """True when any target serves this version (empty: any); within half a second."""
@@ -145,10 +215,13 @@ class GrpcInferenceClient:
         request: EncodeRequest | RankRequest,
         columns: Sequence[tuple[str, str, wire.Array]],
         extra: dict[str, wire.Parameter],
+        *,
+        is_many: bool = False,
     ) -> _Answer:
+        """`is_many`: the users are in `columns`, and this request is the first of them."""
         begin = time.monotonic()
         deadline = begin + request.deadline_us * 1e-6
-        fixed = {"user_key": request.user_key, "priority": request.priority, **extra}
+        fixed = {"priority": request.priority, **extra} | ({} if is_many else {"user_key": request.user_key})
         message = wire.request(MODEL_NAME, request.model_version, columns, fixed)
         asked: list[_Asked] = []
         try:
@@ -213,12 +286,39 @@ class _Answer:
             raise InferenceUnavailable(f"the inference service's answer has no {name} of {dimensions} dimensions")
         return found
 
+    def errors(self, count: int) -> list[str]:
+        """Of a message of many: what was wrong with each, empty where nothing was."""
+        told: list[str] = self.tensor("error", 2)[0].tolist()
+        if len(told) != count:
+            raise InferenceUnavailable("the inference service answered for another number of users")
+        return told
+
+    def each(self, name: str, count: int) -> wire.Array:
+        """[count, D]; without columns when every request had an error."""
+        found = self._tensors.get(name, np.empty((count, 0), np.float32))
+        if found.ndim != 2 or len(found) != count:
+            raise InferenceUnavailable(f"the inference service's answer has no {name} for each of {count} users")
+        return found
+
+    def split(self, name: str, dimensions: int, ends: wire.Array) -> list[wire.Array]:
+        """The parts that end at `ends`; empty ones when every request had an error."""
+        if name not in self._tensors:
+            return [np.empty((0,) * (dimensions - 1), np.float32) for _ in ends]
+        found = self.tensor(name, dimensions)[0]
+        if len(found) != ends[-1]:
+            raise InferenceUnavailable("the inference service answered with another number of candidates")
+        return np.split(found, ends[:-1])
+
 
 class _Asked(NamedTuple):
     """`at` on time.monotonic."""
 
     target: Target
     at: float
+
+
+def _candidates(request: EncodeRequest | RankRequest) -> int:
+    return len(request.candidate) if isinstance(request, RankRequest) else 0
 
 
 def _full() -> Overloaded:

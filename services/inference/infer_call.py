@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from services.inference import describe, tensors, wire
+from services.inference import describe, many_door, tensors, wire
 from services.inference.engine.engine import Engine
+from services.inference.engine.request import InferAnswer
 from services.inference.metrics import DoorMetrics
 from shared.contracts.inference import MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
@@ -32,6 +33,8 @@ class InferCall:
             describe.check_name(request.model_name)
             if "deadline_us" in request.parameters:
                 self._engine.check_room(request.parameters["deadline_us"].int64_param)
+            if many_door.is_many(request):
+                return await self._many(request, begin)
             asked = tensors.infer_request(
                 _inputs(request), wire.plain(request.parameters), model_version=request.model_version
             )
@@ -44,6 +47,20 @@ class InferCall:
             request.id,
             tensors.answer_tensors(answer, wanted),
             {**tensors.answer_parameters(answer), wire.TOOK_US: int((time.monotonic() - begin) * 1e6)},
+        )
+
+    async def _many(self, request: pb.ModelInferRequest, begin: float) -> pb.ModelInferResponse:
+        """See `many`. Raises what no part of the message escaped (no room, another version); the rest is told request
+        by request."""
+        asked = many_door.requests(request)
+        answers = await self._engine.infer_many(asked)
+        version = next((answer.model_version for answer in answers if isinstance(answer, InferAnswer)), "")
+        return wire.response(
+            MODEL_NAME,
+            version,
+            request.id,
+            many_door.answer_tensors(asked, answers),
+            {"model_version": version, wire.TOOK_US: int((time.monotonic() - begin) * 1e6)},
         )
 
 

@@ -105,8 +105,9 @@ class Target:
         try:
             answer = await self._sent(message, timeout_s, metadata)
         except Refused as error:
-            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                told = message.parameters
+            told = message.parameters
+            # A job waits by itself; a fifth of its minute would be an idle engine.
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and told["priority"].int64_param == 0:
                 self._rest.refused(
                     time.monotonic(), told["deadline_us"].int64_param * 1e-6, told["priority"].int64_param
                 )

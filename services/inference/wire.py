@@ -21,6 +21,8 @@ MESSAGE_BYTES_IN = 4 * 1024 * 1024
 """65,536 history rows and 10,000 candidates are 0.9 MB."""
 MESSAGE_BYTES_OUT = 16 * 1024 * 1024
 
+BYTES = "BYTES"
+"""Strings: of each its length in 4 little-endian bytes, then its UTF-8."""
 TOOK_US = "took_us"
 """Answer parameter: the server's own part, so that a client learns what the way costs."""
 
@@ -46,7 +48,7 @@ def request(
     for name, datatype, array in tensors:
         shape = array.shape if array.ndim > 1 else (1, *array.shape)
         inputs.append(pb.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape))
-        raw.append(array.astype(DATATYPES[datatype], copy=False).tobytes())
+        raw.append(_raw(array, datatype))
     return pb.ModelInferRequest(
         model_name=model, model_version=version, parameters=parameters(values), inputs=inputs, raw_input_contents=raw
     )
@@ -69,7 +71,7 @@ def response(
         id=request_id,
         parameters=parameters(values),
         outputs=outputs,
-        raw_output_contents=[array.astype(DATATYPES[datatype], copy=False).tobytes() for _, datatype, array in tensors],
+        raw_output_contents=[_raw(array, datatype) for _, datatype, array in tensors],
     )
 
 
@@ -79,10 +81,32 @@ def outputs(message: pb.ModelInferResponse) -> dict[str, Array]:
         raise ValueError("outputs and raw_output_contents differ in number")
     found = {}
     for tensor, raw in zip(message.outputs, message.raw_output_contents, strict=True):
+        if tensor.datatype == BYTES:
+            found[tensor.name] = np.array(strings(raw), dtype=object).reshape(tuple(tensor.shape))
+            continue
         if tensor.datatype not in DATATYPES:
             raise ValueError(f"output {tensor.name} has the unknown datatype {tensor.datatype}")
         found[tensor.name] = np.frombuffer(raw, DATATYPES[tensor.datatype]).reshape(tuple(tensor.shape))
     return found
+
+
+def strings(raw: bytes) -> list[str]:
+    """Of a BYTES tensor. Raises ValueError for lengths that do not add up and for what is no UTF-8."""
+    found, at = [], 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if end > len(raw):
+            raise ValueError("the lengths of a BYTES tensor and its bytes disagree")
+        found.append(raw[at + 4 : end].decode())
+        at = end
+    return found
+
+
+def _raw(array: Array, datatype: str) -> bytes:
+    if datatype != BYTES:
+        return array.astype(DATATYPES[datatype], copy=False).tobytes()
+    encoded = [str(text).encode() for text in array.ravel()]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
 
 
 def _parameter(value: Parameter) -> pb.InferParameter:

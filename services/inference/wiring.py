@@ -97,6 +97,7 @@ def _policy(settings: InferenceSettings) -> BatchPolicy:
         max_queue_delay_s=batching.max_queue_delay_ms * 1e-3 if batching.enabled else 0.0,
         max_queue_size=batching.max_queue_size,
         max_batch_s=batching.max_batch_ms * 1e-3,
+        max_idle_batch_s=batching.max_idle_batch_ms * 1e-3,
         enabled=batching.enabled or size > 1,
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
@@ -28,6 +31,7 @@ from services.recommender.components.sources.promoted import PromotedSource
 from services.recommender.components.sources.searching import Searcher
 from services.recommender.components.sources.user_vector import UserVectorSource
 from services.recommender.pipeline import Limits, RecommendPipeline, Stages
+from services.recommender.pipeline.context import Snapshot
 from services.recommender.pipeline.protocols import SideEffect, UserHydrator
 from services.recommender.serving.state import StateHolder
 from shared.actions import ActionTable
@@ -52,6 +56,23 @@ def recommend_pipeline(
     return RecommendPipeline(
         stages, current=lambda query: holder.serving(query.release), limits=limits_of(settings.recommender)
     )
+
+
+def bulk_pipelines(
+    settings: Settings, *, reader: FeatureReader, inference: Callable[[], Inference]
+) -> Callable[[Snapshot], RecommendPipeline]:
+    """For jobs, one a group of users: the same stages, but nothing stands in for the model (the work is tried again
+    instead) and nothing is kept of a slate. A job's features are read before, without the key of the batch slate, so
+    that this source is silent. `inference` makes the engine as one group sees it."""
+    common = standard_stages(settings, user=UserFeaturesHydrator(reader), inference=inference(), side_effects=())
+    limits = limits_of(settings.recommender)
+
+    def of(snapshot: Snapshot) -> RecommendPipeline:
+        mine = inference()
+        stages = replace(common, encoder=InferenceEncoder(mine), scorer=InferenceScorer(mine), fallbacks=())
+        return RecommendPipeline(stages, current=lambda _: snapshot, limits=limits)
+
+    return of
 
 
 def limits_of(settings: RecommenderSettings) -> Limits:

@@ -1,7 +1,8 @@
 """What the recommender and the inference service say to each other, apart from how it travels.
 
 On the wire this is the Open Inference Protocol v2 (`contracts/oip`): tensors history_item [1,L] INT32, history_action
-[1,L] INT8, history_time [1,L] INT64 (s), candidate [1,N] INT32; parameters user_key, deadline_us, priority. What the
+[1,L] INT8, history_time [1,L] INT64 (s), candidate [1,N] INT32; parameters user_key, deadline_us, priority. Many users
+in one message, for jobs, have lengths beside the joined columns (`services/inference/many.py`). What the
 protocol has no calls for (forgetting a user, content of new items) is a second gRPC service at the same address, with
 the JSON of the REST doors in its messages.
 """

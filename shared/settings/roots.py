@@ -174,6 +174,9 @@ class DynamicBatchingSettings(Group):
     max_batch_ms: float = Field(
         8.0, gt=0, description="predicted time of a batch: what a request that just missed one may have to wait"
     )
+    max_idle_batch_ms: float = Field(
+        30.0, gt=0, description="the same for batches of jobs while nobody has asked for a slate for five seconds"
+    )
 
     @model_validator(mode="after")
     def _preferred_fit(self) -> Self:
@@ -241,6 +244,9 @@ class JobsSettings(Group):
     host: str = "127.0.0.1"
     port: int = Field(8084, ge=0, le=65535, description="/health, /ready and /metrics of the jobs process")
     concurrency: int = Field(1, ge=1, le=256, description="chunks at a time, each in a worker process of its own")
+    nice: int = Field(
+        10, ge=0, le=19, description="of worker processes: a tenth of a service's share where both want a core; 0: none"
+    )
     chunk_target_s: float = Field(
         4.0, gt=0, le=300, description="how long a chunk should take: half of it is lost when its worker is killed"
     )

@@ -103,7 +103,8 @@ class World:
 
     def request(self, user: int, *, encodes: bool) -> InferRequest:
         wanted = None if encodes else request_of(self.random, 0, int(self.random.integers(1, 9))).candidate
-        return of_user(user, replace(self.histories[user], candidate=wanted))
+        of_job = int(self.random.random() < 0.3)
+        return of_user(user, replace(self.histories[user], candidate=wanted, priority=of_job))
 
     def _take(self, user: int, order: npt.NDArray[np.int64]) -> None:
         history = self.histories[user]
@@ -280,6 +281,31 @@ def test_a_user_whose_deadline_still_runs_is_evicted_last() -> None:
         cache.place(f"u:{user}", digests[user], 0, now=1.0, pin_until=pin_until)
         cache.finish()
     assert [cache.cached_rows(f"u:{user}") for user in range(3)] == [8, 0, 8]
+
+
+def test_a_job_passes_by_without_pushing_anybody_out() -> None:
+    model = kept(TINY, 24)
+    random = np.random.default_rng(4)
+    guest = of_user(0, request_of(random, 30, 5))
+    asked(model, guest)
+    for user in range(1, 40):
+        encoding = replace(of_user(user, request_of(random, 30, None)), priority=1)
+        assert asked(model, encoding)[0].cached_events == 0
+        assert asked(model, replace(encoding, candidate=guest.candidate))[0].cached_events == 30
+        assert len(model.cache) == 1  # nobody asks for this user a third time
+    for user in range(1, 40):  # without the ranking, they make room for each other
+        asked(model, replace(of_user(user, request_of(random, 30, None)), priority=1))
+    assert asked(model, guest)[0].cached_events == 30
+    assert model.cache.check_integrity() == []
+
+
+def test_a_user_of_a_job_who_comes_in_person_stays() -> None:
+    model = kept(TINY, 24)
+    encoding = of_user(0, request_of(np.random.default_rng(4), 30, None))
+    asked(model, replace(encoding, priority=1))
+    asked(model, encoding)
+    asked(model, replace(encoding, priority=1, candidate=np.arange(3, dtype=np.int32)))
+    assert asked(model, encoding)[0].cached_events == 30
 
 
 def test_a_cache_that_contradicts_itself_is_noticed() -> None:

@@ -24,6 +24,17 @@ _REFRESH = 8
 _WRONG = 1.5
 _WRONG_RUN = 3
 """Batches in a row off by `_WRONG` in one direction: by chance, with 10 % of noise, less than once in 10^6."""
+_FAR = 8.0
+"""A miss by more says that what is believed has no part for this kind of batch (after an hour of rankings alone the
+weight of everything else is 0, and an encode is predicted to take nothing): multiplying it would only make the other
+kinds wrong. Seen as 59 hours a candidate, kept over restarts. Then learning begins anew, from the cold guess at the
+speed that was measured."""
+_COLD_TIMES = 100.0
+"""How much slower or faster than the cold guess a machine may be."""
+_LEAST_S = 5e-5
+"""Of any pass: launching one takes that."""
+_LONGEST_S = 60.0
+"""Of one request; a kept belief beyond that is damage."""
 _FORMAT = 1
 # Features near 1 for a usual request, so that one ridge suits all of them.
 _SCALE = (1.0, 1.0, 1e-2, 1e-3, 1e-2, 1e-5)
@@ -86,7 +97,7 @@ class CostModel:
 
     def mean(self, load: Load) -> float:
         """Expected seconds."""
-        return sum(w * x for w, x in zip(self.weights, _features(load), strict=True))
+        return max(_LEAST_S, sum(w * x for w, x in zip(self.weights, _features(load), strict=True)))
 
     def predict(self, load: Load) -> float:
         """Seconds that hold with the safety quantile. Grows with every part of the load."""
@@ -108,7 +119,7 @@ class CostModel:
             return
         features = _features(load)
         ratio = seconds / max(self.mean(load), 1e-9)
-        ratio = self._leave_wrong_prior(ratio)
+        ratio = self._leave_wrong_prior(ratio, load, seconds)
         self._ratios[self._seen % _WINDOW] = ratio
         self._seen += 1
         # Dividing by the time makes a relative error of 10 % weigh the same for 1 ms and for 50 ms.
@@ -151,6 +162,9 @@ class CostModel:
         ratios = _numbers(snapshot.get("ratios"), None)
         if ratios is None or len(ratios) > _WINDOW or any(value is None for value in found.values()):
             return False
+        weights = [0.0] if found["weights"] is None else found["weights"].tolist()
+        if sum(w * x for w, x in zip(weights, _features(Load().plus(1000, 1000)), strict=True)) > _LONGEST_S:
+            return False
         self.weights, self._prior, self._gram, self._moment = (
             [] if value is None else value.tolist() for value in found.values()
         )
@@ -163,16 +177,21 @@ class CostModel:
     def _recent(self) -> npt.NDArray[np.float64]:
         return self._ratios[: min(self._seen, _WINDOW)]
 
-    def _leave_wrong_prior(self, ratio: float) -> float:
-        """Counts misses in a row; at the third everything that is believed is scaled by the last one. The ratio that is
-        left."""
+    def _leave_wrong_prior(self, ratio: float, load: Load, seconds: float) -> float:
+        """Counts misses in a row; at the third everything that is believed is scaled by the last one, or given up when
+        that is far off. The ratio that is left."""
         side = 1 if ratio > _WRONG else -1 if ratio < 1 / _WRONG else 0
         self._run = self._run + side if side * self._run > 0 or (side and not self._run) else side
         if abs(self._run) < _WRONG_RUN:
             return ratio
         self._run = 0
-        self.weights = [w * ratio for w in self.weights]
-        self._prior = [w * ratio for w in self._prior]
+        if 1 / _FAR < ratio < _FAR:
+            self.weights, self._prior = [w * ratio for w in self.weights], [w * ratio for w in self._prior]
+        else:
+            times = seconds / sum(w * x for w, x in zip(_COLD_START, _features(load), strict=True))
+            times = min(max(times, 1 / _COLD_TIMES), _COLD_TIMES)
+            self.weights = [w * times for w in _COLD_START]
+            self._prior = list(self.weights)
         self._gram = [[0.0] * len(_SCALE) for _ in _SCALE]
         self._moment = [0.0] * len(_SCALE)
         self._seen = 0

@@ -47,6 +47,8 @@ class Entry:
     pinned_until: float = 0.0
     turn: int = -1
     builder: int | None = None
+    is_passing: bool = False
+    """Nobody but a job asked for it yet: the first to go when room is needed, and gone once it was ranked."""
 
     @property
     def rows(self) -> int:
@@ -82,6 +84,7 @@ class LatentCache:
     _entries: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
     _turn: int = 0
     _scratch: list[int] = field(default_factory=list)
+    _ranked: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,8 +93,20 @@ class LatentCache:
         """A new pass."""
         self._turn += 1
 
-    def place(self, user_key: str, digest: UInt64, request: int, now: float, pin_until: float) -> Placement:
-        """`request`: its number in this pass. Raises CacheFull; the pass must then be abandoned with `abort`."""
+    def place(
+        self,
+        user_key: str,
+        digest: UInt64,
+        request: int,
+        now: float,
+        pin_until: float,
+        *,
+        is_passing: bool = False,
+        ranks: bool = False,
+    ) -> Placement:
+        """`request`: its number in this pass. `is_passing`: of a job, which must not cost online users their places: a
+        million users pass by, each twice within a second. Raises CacheFull; the pass must then be abandoned with
+        `abort`."""
         length = len(digest)
         if length == 0:
             return Placement([], 0, 0, 0, None)
@@ -99,14 +114,20 @@ class LatentCache:
             return self._alone(length, now)
         entry = self._entries.get(user_key)
         prefix = 0 if entry is None else _common(entry.digest, digest)
+        if is_passing:
+            pin_until = 0.0
+            if ranks:
+                self._ranked.append(user_key)
         if entry is None:
-            return self._build(user_key, Entry([], digest[:0]), digest, request, now, pin_until)
+            return self._build(user_key, Entry([], digest[:0], is_passing=is_passing), digest, request, now, pin_until)
         busy = entry.turn == self._turn
         if prefix < min(entry.rows, length):
             self.counters.stale_rejects += 1
             if busy:  # another request of this pass reads what would be overwritten
                 return self._alone(length, now)
-        self._entries.move_to_end(user_key)
+        if not is_passing:
+            entry.is_passing = False
+            self._entries.move_to_end(user_key)
         self._count_hits(entry, prefix)
         self._bring_up(entry, now)
         entry.pinned_until = max(entry.pinned_until, pin_until)
@@ -116,9 +137,14 @@ class LatentCache:
         return self._reread(entry, length)
 
     def finish(self) -> None:
-        """The pass is done; what was built for it alone is free again."""
+        """The pass is done; what was built for it alone, or for a job that has its scores now, is free again."""
         self.pool.give(self._scratch)
         self._scratch = []
+        for key in self._ranked:
+            entry = self._entries.get(key)
+            if entry is not None and entry.is_passing:
+                self._drop(key)
+        self._ranked = []
 
     def abort(self) -> None:
         """The pass failed: whatever it touched may hold half of something."""
@@ -146,7 +172,7 @@ class LatentCache:
     def reset(self) -> None:
         """Forgets everything, pages that nobody owns any more included."""
         self._entries.clear()
-        self._scratch = []
+        self._scratch, self._ranked = [], []
         self.pool, self.host = PagePool(self.pool.total), PagePool(self.host.total)
 
     def check_integrity(self) -> list[str]:
@@ -172,7 +198,10 @@ class LatentCache:
         """Rows after the entry's own are computed and kept."""
         first, length = entry.rows, len(digest)
         entry.turn = self._turn  # before pages are taken: it must not be evicted for itself
-        self._entries.setdefault(user_key, entry)
+        if user_key not in self._entries:
+            self._entries[user_key] = entry
+            if entry.is_passing:
+                self._entries.move_to_end(user_key, last=False)
         entry.pages += self._take(self._pages_for(length) - len(entry.pages), now)
         entry.digest = digest.copy()
         entry.builder = request
@@ -226,7 +255,7 @@ class LatentCache:
 
     def _evict(self, key: str, entry: Entry) -> None:
         self.counters.evictions += 1
-        pages = self._host_pages(len(entry.pages))
+        pages = None if entry.is_passing else self._host_pages(len(entry.pages))
         if pages is None:
             self._drop(key)
             return

@@ -46,7 +46,13 @@ class StepPlanner:
         start = columns.start.tolist()
         placed = [
             self._cache.place(
-                part.request.user_key, digest[start[b] : start[b + 1]], b, now, now + part.request.deadline_us * 1e-6
+                part.request.user_key,
+                digest[start[b] : start[b + 1]],
+                b,
+                now,
+                now + part.request.deadline_us * 1e-6,
+                is_passing=part.request.priority > 0,
+                ranks=part.request.candidate is not None,
             )
             for b, part in enumerate(parts)
         ]

@@ -28,6 +28,10 @@ from shared.errors import SilkrecError
 _PRECISION = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+class NotFinite(SilkrecError):
+    """The model gave NaN or infinity for one request; others of its batch are well."""
+
+
 class Launcher(Protocol):
     """Runs a planned step; see `StepGraphs`."""
 
@@ -185,7 +189,7 @@ class ServingModel:
     def _answer(self, part: Part, vector: Float32, mine: Float32, cached: int) -> InferAnswer | SilkrecError:
         wanted = part.request.candidate
         if not (np.isfinite(vector).all() and np.isfinite(mine).all()):
-            return SilkrecError(f"model {self.version} gave no finite number for this request; promote another release")
+            return NotFinite(f"model {self.version} gave no finite number for this request; promote another release")
         if wanted is None:
             return InferAnswer(self.version, user_vector=vector, cached_events=cached)
         total = len(wanted)

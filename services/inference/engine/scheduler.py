@@ -5,11 +5,15 @@ the batch late for anyone in it, or longer than `max_batch_s` (half of what wait
 cannot be interrupted, so its length is what a request that arrives meanwhile waits. Names as in Triton's dynamic
 batcher; sizes count requests.
 
-A request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time, at the pace at
-which waits have passed of late. When more waits all the same than the deadlines have time for, whoever could not wait
-for a full batch is refused at once: serving the oldest first, each trimmed to what its last milliseconds allow, would
-spend the device on crumbs. Simulated with a learned cost model and 15 % of noise: at three times the capacity 1.00 of
-the best goodput, and 0.24 without this rule.
+Priority 0 is the class of online requests. Lower classes get what it leaves: they run while none of it waits, never
+ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
+its own. Their batches are as short as its own while it was seen within `_QUIET_S`, for whoever comes waits one out.
+
+An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time, at the
+pace at which waits have passed of late. When more waits all the same than the deadlines have time for, whoever could
+not wait for a full batch is refused at once: serving the oldest first, each trimmed to what its last milliseconds
+allow, would spend the device on crumbs. Simulated with a learned cost model and 15 % of noise: at three times the
+capacity 1.00 of the best goodput, and 0.24 without this rule.
 """
 
 from __future__ import annotations
@@ -42,6 +46,12 @@ _PACE_SMOOTHING = 0.05
 _PACE_BOUNDS = (0.5, 2.0)
 _PACE_FROM_S = 0.01
 """Waits predicted shorter than this say nothing: the batch that runs meanwhile is most of them."""
+_QUIET_S = 5.0
+"""Without an online request, after which batches of lower classes may take `max_idle_batch_s`."""
+_RANKING_COMES_S = 0.004
+"""After an online encode no batch of a lower class begins for so long: the ranking of the same request follows when
+its candidates were found, and would have to wait that batch out. As disk schedulers anticipate (Iyer and Druschel 2001,
+SOSP)."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -69,13 +79,16 @@ class Lane(Protocol):
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """`preferred_batch_size`: with so many waiting, company is no longer waited for (lengths are packed, so there is
-    nothing to gain from an exact size). `enabled` False: one request a batch."""
+    nothing to gain from an exact size). `max_queue_size`: of the online class, and once more of all lower ones.
+    `max_idle_batch_s` bounds batches of lower classes while no online requests come. `enabled` False: one request a
+    batch."""
 
     max_batch_size: int = 128
     preferred_batch_size: tuple[int, ...] = (32, 64)
     max_queue_delay_s: float = 0.001
     max_queue_size: int = 512
     max_batch_s: float = 0.008
+    max_idle_batch_s: float = 0.03
     enabled: bool = True
 
 
@@ -133,6 +146,9 @@ class Scheduler:
         self._sequence = 0
         self._last_arrival = -math.inf
         self._gap_s = math.inf
+        self._encoded = False
+        self._held_until = -math.inf
+        """Lower classes wait till then."""
         self._waiting: dict[tuple[int, int], tuple[Lane, Load]] = {}
         """By class and model. Kept up with every arrival: summing a queue of 128 at each of them took a third of the
         engine's throughput."""
@@ -152,20 +168,25 @@ class Scheduler:
 
     def submit(self, ticket: Ticket) -> None:
         """Raises Overloaded when `max_queue_size` requests wait already, or more than leaves this one in time."""
-        if len(self._queue) >= self.policy.max_queue_size:
-            raise Overloaded(f"{len(self._queue)} requests wait for the model already", retry_after_s=0.05)
-        self._notice_arrival(ticket.arrived)
-        ticket.expected_s = self._backlog_s(ticket.priority, ticket)
-        wait_s = self.pace * ticket.expected_s
-        before = self._ahead(ticket.priority)
+        online = self._ahead(0)
+        beside = online if ticket.priority == 0 else len(self._queue) - online
+        if beside >= self.policy.max_queue_size:
+            raise Overloaded(f"{beside} requests wait for the model already", retry_after_s=0.05)
         if ticket.priority == 0:
-            self.backlog_s = wait_s if before >= _CROWD else 0.0
-        if before >= _CROWD and wait_s > _ADMIT_SHARE * (ticket.deadline - ticket.arrived):
-            raise Overloaded(f"{before} requests before this one would make it late", retry_after_s=0.05)
+            self._admit(ticket, online)
         self._sequence += 1
         ticket.order = (ticket.priority, ticket.deadline, self._sequence)
         insort(self._queue, ticket, key=attrgetter("order"))
         self._count(ticket)
+
+    def _admit(self, ticket: Ticket, before: int) -> None:
+        """Raises Overloaded for an online request that would be late. When a lower class has its turn, nobody knows."""
+        self._notice_arrival(ticket.arrived)
+        ticket.expected_s = self._backlog_s(0, ticket)
+        wait_s = self.pace * ticket.expected_s
+        self.backlog_s = wait_s if before >= _CROWD else 0.0
+        if before >= _CROWD and wait_s > _ADMIT_SHARE * (ticket.deadline - ticket.arrived):
+            raise Overloaded(f"{before} requests before this one would make it late", retry_after_s=0.05)
 
     def cancel(self, ticket: Ticket) -> bool:
         """True when it still waited; a batch that runs is not interrupted."""
@@ -182,21 +203,33 @@ class Scheduler:
     def next(self, now: float, free_at: float | None = None) -> Plan:
         """Takes what it returns out of the queue. `free_at`: when the device will be free, if that is later than `now`;
         predictions begin there."""
+        if self._encoded:
+            self._encoded, self._held_until = False, now + _RANKING_COMES_S
         refused = self._take_expired(now)
         start = now if free_at is None else max(now, free_at)
         refused += self._take_hopeless(start)
         if not self._queue:
             self.backlog_s = 0.0
             return Plan(refused=tuple(refused))
+        if self._queue[0].priority > 0 and now < self._held_until:
+            return Plan(refused=tuple(refused), wake_at=self._held_until)
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
-        longest_s = max(self.policy.max_batch_s, _BATCH_SHARE * self._backlog_s())
-        batch, load = self._fill(start, longest_s, refused)
+        batch, load = self._fill(start, self._longest_s(now), refused)
         self._learn_pace(batch, start, load)
         self._remove(placed.ticket for placed in batch)
+        self._encoded = any(p.ticket.priority == 0 and p.ticket.candidates == 0 for p in batch)
         self.backlog_s = self.pace * self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
+
+    def _longest_s(self, now: float) -> float:
+        """Of the next batch, as predicted."""
+        policy = self.policy
+        if self._queue[0].priority == 0:
+            return max(policy.max_batch_s, _BATCH_SHARE * self._backlog_s(0))
+        is_quiet = now - self._last_arrival > _QUIET_S
+        return max(policy.max_batch_s, policy.max_idle_batch_s) if is_quiet else policy.max_batch_s
 
     def _learn_pace(self, batch: list[Placed], start: float, load: Load) -> None:
         """From the request that waited longest; lower classes wait for others, whom nobody predicted."""
@@ -253,13 +286,15 @@ class Scheduler:
         """None: go now. Waiting pays only while others are expected within the delay and nobody is made late."""
         policy = self.policy
         enough = min((policy.max_batch_size, *policy.preferred_batch_size))
-        if not policy.enabled or self._gap_s > policy.max_queue_delay_s or len(self._queue) >= enough:
+        online = self._ahead(0)
+        if not policy.enabled or self._gap_s > policy.max_queue_delay_s or not 0 < online < enough:
             return None
-        seconds = self._backlog_s()
+        seconds = self._backlog_s(0)
         if seconds >= policy.max_batch_s:
             return None
-        oldest = min(ticket.arrived for ticket in self._queue)
-        latest_start = min(ticket.deadline for ticket in self._queue) - seconds
+        mine = self._queue[:online]
+        oldest = min(ticket.arrived for ticket in mine)
+        latest_start = min(ticket.deadline for ticket in mine) - seconds
         until = min(oldest + policy.max_queue_delay_s, latest_start)
         return until if until > now else None
 
@@ -271,6 +306,8 @@ class Scheduler:
         for ticket in list(self._queue):
             if len(batch) >= size:
                 break
+            if batch and ticket.priority != batch[0].ticket.priority:
+                break  # a class of its own, whose time has not come
             if batch and ticket.lane is not batch[0].ticket.lane:
                 continue  # another model: the next batch
             ticket.rows, ticket.cached = ticket.lane.rows_of(ticket.payload)

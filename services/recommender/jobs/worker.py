@@ -20,9 +20,9 @@ from typing import Any
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
-from services.recommender.jobs import wiring
 from services.recommender.jobs.alive import worker_name
 from services.recommender.jobs.broker import TASK, WakeUps, make_app
+from services.recommender.jobs.bulk import wiring
 from services.recommender.jobs.work import SlateMaker
 from services.recommender.jobs.working import Bench, turn
 from shared.errors import DatabaseUnavailable, SilkrecError
@@ -59,7 +59,7 @@ class Process:
     def maker(self) -> SlateMaker:
         """Opened at the first call. Raises DatabaseUnavailable."""
         if self._maker is None:
-            opening = self._stack.enter_async_context(wiring.open_maker(self._settings, Metrics(SERVICE)))
+            opening = self._stack.enter_async_context(wiring.opened(self._settings, Metrics(SERVICE)))
             try:
                 self._maker = self.run(opening).result(OPEN_S)
             except TimeoutError:

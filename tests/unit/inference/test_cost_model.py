@@ -130,3 +130,27 @@ def test_a_snapshot_that_cannot_be_leaves_the_model_as_it_was(change: dict[str, 
     before = model.snapshot()
     assert not model.restore({**before, **change})
     assert model.snapshot() == before
+
+
+def test_a_belief_without_a_part_for_what_comes_now_is_given_up_and_not_multiplied() -> None:
+    model = CostModel()
+    model.weights = [0.0, 0.0, 0.0, 0.0, 0.001, 0.0]  # all time is the candidates': rankings alone taught it
+    ranking, encodes = Load().plus(0, 500, 100), Load()
+    for _ in range(8):
+        encodes = encodes.plus(100, 0)
+    for _ in range(30):
+        model.observe(encodes, device(encodes))
+        assert model.predict(ranking) < 100 * device(ranking)
+    for _ in range(200):
+        model.observe(encodes, device(encodes))
+        model.observe(ranking, device(ranking))
+    assert model.mean(ranking) == pytest.approx(device(ranking), rel=0.25)
+    assert model.mean(encodes) == pytest.approx(device(encodes), rel=0.25)
+
+
+def test_a_kept_belief_of_hours_a_request_is_not_taken_up_again() -> None:
+    model = learned()
+    damaged = {**model.snapshot(), "weights": [0.0, 0.0, 0.0, 0.0, 355374.7, 0.0]}
+    fresh = CostModel()
+    assert not fresh.restore(damaged)
+    assert fresh.weights == CostModel().weights

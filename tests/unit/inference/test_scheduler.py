@@ -86,7 +86,49 @@ def test_the_earliest_deadline_runs_first_whatever_came_first() -> None:
 
 def test_a_more_urgent_class_goes_before_an_earlier_deadline() -> None:
     background, urgent = ticket(0.5, priority=1), ticket(1.0, priority=0)
-    assert ran(scheduler_with(background, urgent).next(0.0)) == [urgent, background]
+    scheduler = scheduler_with(background, urgent)
+    assert ran(scheduler.next(0.0)) == [urgent]
+    assert ran(scheduler.next(0.0)) == [background]
+
+
+def test_a_job_gets_short_batches_while_people_come_and_long_ones_when_nobody_does() -> None:
+    policy = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=0.005, max_idle_batch_s=0.021)
+    scheduler = scheduler_with(
+        ticket(1.0, candidates=200), *(ticket(60.0, candidates=200, priority=1) for _ in range(30)), policy=policy
+    )
+    assert [len(scheduler.next(0.1 * n).batch) for n in range(3)] == [1, 2, 2]
+    assert len(scheduler.next(10.0).batch) == 10
+
+
+def test_behind_an_online_encode_a_job_waits_for_the_ranking_that_follows() -> None:
+    scheduler = scheduler_with(ticket(1.0, candidates=0), ticket(60.0, priority=1))
+    assert ran(scheduler.next(0.0))[0].priority == 0
+    held = scheduler.next(0.001)
+    assert not held.batch
+    assert held.wake_at is not None
+    ranking = ticket(1.0, at=0.003)
+    scheduler.submit(ranking)
+    assert ran(scheduler.next(0.003)) == [ranking]
+    assert [one.priority for one in ran(scheduler.next(held.wake_at))] == [1]
+
+
+def test_a_job_that_fills_its_places_in_the_queue_leaves_people_theirs() -> None:
+    policy = BatchPolicy(max_queue_size=2)
+    scheduler = scheduler_with(ticket(60.0, priority=1), ticket(60.0, priority=2), policy=policy)
+    with pytest.raises(Overloaded, match="2 requests"):
+        scheduler.submit(ticket(60.0, priority=1))
+    scheduler.submit(ticket(1.0))
+    scheduler.submit(ticket(1.0))
+    with pytest.raises(Overloaded, match="2 requests"):
+        scheduler.submit(ticket(1.0))
+
+
+def test_nobody_waits_for_the_company_of_a_job() -> None:
+    scheduler = Scheduler(BatchPolicy(max_queue_delay_s=0.002))
+    for n in range(10):
+        scheduler.submit(ticket(60.0, priority=1, at=n * 1e-4))
+    scheduler.submit(ticket(1.0, at=0.001))
+    assert [one.priority for one in ran(scheduler.next(0.001))] == [0]
 
 
 def test_a_request_without_time_for_all_its_candidates_gets_the_first_that_fit() -> None:
