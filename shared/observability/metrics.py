@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -42,6 +43,8 @@ LATENCY_BUCKETS_S = (
     1.0,
     2.5,
 )
+# Of the processes that live: what they have together, or what all of them see alike (a date, a version, a disk).
+Combined = Literal["livesum", "livemax"]
 _SERVICE = re.compile(r"[a-z][a-z0-9_]*\Z")
 # Ids as labels would make one series a user; see the conventions on metrics.
 _FORBIDDEN_LABELS = {"user_id", "visitor_id", "user_key", "item_id", "item_index", "request_id", "recommendation_id"}
@@ -63,9 +66,15 @@ class Metrics:
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002
         return Counter(self._name(name), help, self._labels(labels), registry=self.registry)
 
-    def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> Gauge:  # noqa: A002
-        """Across processes the values of live ones are added up."""
-        return Gauge(self._name(name), help, self._labels(labels), registry=self.registry, multiprocess_mode="livesum")
+    def gauge(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        labels: Sequence[str] = (),
+        combined: Combined = "livesum",
+    ) -> Gauge:
+        """`combined`: across processes."""
+        return Gauge(self._name(name), help, self._labels(labels), registry=self.registry, multiprocess_mode=combined)
 
     def histogram(
         self,

@@ -71,5 +71,7 @@ class EngineCounters:
     batches_retried: int = 0
     late_batches: int = 0
     """Batches that took longer than the cost model's bound."""
+    memory_trims: int = 0
+    """Times that an idle engine gave unused device memory back."""
     swaps: int = 0
     models_refused: int = 0
