@@ -58,6 +58,9 @@ class ServingMetrics:
         )
         self.popular_items = metrics.gauge("popular_items", "Items of the popular table", combined="livemax")
         self.index_items = metrics.gauge("index_items", "Items of the open index", combined="livemax")
+        self.has_model = metrics.gauge(
+            "release_has_model", "1 while the release in service names a model", combined="livemax"
+        )
         self.index_created = metrics.gauge(
             "index_created_timestamp_seconds", "When the open index was built; 0 without one", combined="livemax"
         )

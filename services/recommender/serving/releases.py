@@ -170,6 +170,7 @@ class ReleaseWatcher:
         self._opened = None
         self._metrics.swaps.inc()
         index = opened.index
+        self._metrics.has_model.set(opened.release.model_version is not None)
         self._metrics.index_items.set(0 if index is None else index.item_count)
         self._metrics.index_created.set(0 if index is None else index.manifest.created_at.timestamp())
         _log.info(
