@@ -1,4 +1,4 @@
-"""The vendors' servers as far as their documents say: they check signature, token and schema, and may be told to refuse."""
+"""The vendors' servers as far as their documents say: they check token, signature and schema, and refuse when told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN, SECRET, KEY = "dingtalk-token-1f0a", "SECfe2c3a9d", "wecom-key-77c1"
 
 
 class Robots:
-    """`told` gets (vendor, text) of what was accepted; `answers` are given, one a call, before anything is looked at."""
+    """`told` gets (vendor, text) of what was accepted; `answers` are given first, one a call, unlooked at."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []

@@ -24,7 +24,6 @@ CALL_TIMEOUT_S = 5.0
 REMEMBERED_S = 300.0
 """Alertmanager tries a group again within a minute of our 503, and repeats what was taken after an hour at the
 earliest."""
-REMEMBERED_MOST = 10_000
 _SPARE = 2
 """Of a robot's messages a minute, left to whoever else uses it: beyond 20 DingTalk blocks it for ten minutes."""
 _log = get_logger(__name__)
@@ -122,7 +121,7 @@ class Delivery:
         now = self._clock()
         while line.sent and line.sent[0] <= now - 60.0:
             line.sent.popleft()
-        while line.taken and (
-            next(iter(line.taken.values())) <= now - REMEMBERED_S or len(line.taken) > REMEMBERED_MOST
-        ):
-            del line.taken[next(iter(line.taken))]
+        for digest, when in list(line.taken.items()):  # oldest first, and no more than a robot takes in that time
+            if when > now - REMEMBERED_S:
+                break
+            del line.taken[digest]

@@ -14,7 +14,8 @@ _LABEL_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`paragraphs`: the first is the heading; from the end on they may be left out. `urgent`: a critical alert fires."""
+    """`paragraphs`: the first is the heading; from the end on they may be left out. `kind`: firing or resolved.
+    `urgent`: a critical alert fires."""
 
     title: str
     paragraphs: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ KINDS = ("counter", "gauge", "histogram", "summary")
 SERVICES = ("recommender", "features", "inference", "alerts", "jobs")
 
 
+@functools.cache
 def declared() -> dict[str, set[str]]:
     """With the endings that a histogram or a summary has."""
     found: dict[str, set[str]] = {}
