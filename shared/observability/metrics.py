@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+import psutil
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,7 +22,7 @@ from prometheus_client import (
     Summary,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Around the 68 ms deadline the steps are fine enough to read a p99 from.
@@ -93,6 +95,7 @@ class Metrics:
         registry = self.registry
         if self._folder is not None:
             registry = CollectorRegistry()
+            _bury(Path(self._folder))
             MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
@@ -105,3 +108,11 @@ class Metrics:
         if ids:
             raise ValueError(f"{', '.join(sorted(ids))} cannot be a label: it has as many values as there are ids")
         return tuple(labels)
+
+
+def _bury(folder: Path) -> None:
+    """Gauges of processes that are gone count no more: one that was killed could not take its file along."""
+    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
+    for pid in pids:
+        if not psutil.pid_exists(pid):
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
