@@ -21,7 +21,7 @@ import uvicorn
 
 from services.cli.context import load, load_shipped, opened
 from shared.errors import ConfigurationError, DatabaseUnavailable
-from shared.observability import logging
+from shared.observability import logging, tracing
 from shared.settings.load import Loaded
 from shared.settings.roots import Settings
 from shared.storage import keys, migrate
@@ -112,6 +112,7 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: 
     # Before numpy is imported: products of a request are small, and OpenBLAS's helpers took its CPU from 6.1 to 9.2 ms.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.configure(settings.log, service=service.name, state=settings.state)
+    tracing.configure(settings.tracing, service=service.name)
     if supervised:
         _end_with_stdin()
     settings.socket_path(service.name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,6 +136,7 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: 
     server = uvicorn.Server(config)
     _log.info("serving", url=f"http://{host}:{listener.getsockname()[1]}", pid=os.getpid())
     server.run(sockets=[listener])
+    tracing.shutdown()
     if not server.started:
         raise ConfigurationError(f"{service.name} could not start; its log above says why")
 

@@ -28,7 +28,7 @@ from shared.contracts.inference import (
 )
 from shared.contracts.oip import oip_pb2 as pb
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
-from shared.observability import context
+from shared.observability import context, tracing
 
 _FAIR_S = 0.02
 """A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
@@ -154,8 +154,11 @@ class GrpcInferenceClient:
         message = wire.request(MODEL_NAME, request.model_version, columns, fixed)
         asked: list[_Asked] = []
         try:
-            async with asyncio.timeout(deadline - begin):
-                return _Answer(await self._first_answer(request.user_key, request.priority, message, deadline, asked))
+            with tracing.calling("inference"):
+                async with asyncio.timeout(deadline - begin):
+                    return _Answer(
+                        await self._first_answer(request.user_key, request.priority, message, deadline, asked)
+                    )
         except TimeoutError:
             if asked and time.monotonic() - asked[-1].at > _FAIR_S:
                 asked[-1].target.shun(_HUNG_S)

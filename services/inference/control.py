@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
 from services.inference.engine.engine import Engine
-from services.inference.grpc import Context, abort, enter_request
+from services.inference.grpc import Context, abort, request_of
 from services.inference.metrics import DoorMetrics
 from services.inference.routes.items import UpsertAnswer, UpsertBody
 from shared.contracts.inference import CONTROL_SERVICE, FORGET, UPSERT_ITEMS
@@ -53,10 +53,10 @@ class Control:
     def _call(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         async def call(message: bytes, context: Context) -> bytes:
             metadata = context.invocation_metadata()
-            enter_request(metadata)
             try:
-                self._callers.check(context.peer(), metadata)
-                answer = await method(message)
+                with request_of(CONTROL_SERVICE, metadata):
+                    self._callers.check(context.peer(), metadata)
+                    answer = await method(message)
             except SilkrecError as error:
                 await abort(context, error)
             return answer.model_dump_json().encode()

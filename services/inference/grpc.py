@@ -5,6 +5,7 @@ A caller that goes away cancels its handler, and with it the queued request.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,7 @@ from shared.errors import (
     ValidationFailed,
 )
 from shared.observability import context as request_context
+from shared.observability import tracing
 from shared.observability.context import RequestContext
 from shared.observability.logging import get_logger
 
@@ -95,9 +97,8 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         begin = time.monotonic()
         metadata = context.invocation_metadata()
-        enter_request(metadata)
         try:
-            with self._doors.request("grpc"):
+            with request_of("ModelInfer", metadata), self._doors.request("grpc"):
                 self._callers.check(context.peer(), metadata)
                 describe.check_name(request.model_name)
                 if "deadline_us" in request.parameters:
@@ -164,12 +165,14 @@ class GrpcServer:
             ) from None
 
 
-def enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
-    """The caller's request id and trace, for what is logged here. A handler has its own context, so it ends there."""
+def request_of(
+    method: str, metadata: Iterable[tuple[str, str | bytes]] | None
+) -> contextlib.AbstractContextManager[RequestContext]:
+    """Around a call: the caller's request id and trace, for what is logged and traced inside."""
     sent = {name: value for name, value in metadata or () if isinstance(value, str)}
-    request_id = sent.get(request_context.REQUEST_ID_HEADER)
-    if request_id is not None:
-        request_context.enter(RequestContext.accept(request_id, sent.get(request_context.TRACEPARENT_HEADER)))
+    return tracing.serving(
+        method, sent.get(request_context.REQUEST_ID_HEADER), sent.get(request_context.TRACEPARENT_HEADER)
+    )
 
 
 def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:

@@ -234,6 +234,20 @@ class AlertsSettings(Group):
     wecom: WeComSettings = WeComSettings()
 
 
+class TracingSettings(Group):
+    """OpenTelemetry; off while `otlp_endpoint` is empty."""
+
+    otlp_endpoint: str = Field(
+        "", description="http://host:4317 (plain) or https://host:4317 of a collector, OTLP/gRPC"
+    )
+    sample_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="of requests that come without a trace; one that brings a trace keeps its decision",
+    )
+
+
 class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -255,6 +269,7 @@ class Settings(Group):
     jobs: JobsSettings = JobsSettings()
     alerts: AlertsSettings = AlertsSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     data: Schema = Field(default_factory=Schema, description="scenes, event_types, item_fields, user_fields")
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from shared.contracts.inference import MODEL_NAME, EncodeRequest, EncodeResult
 from shared.contracts.oip import oip_pb2 as pb
 from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import InferenceUnavailable
+from shared.observability import tracing
 from tests.conftest import needed
 from tests.nginx import Nginx, nginx
 from tests.servers import free_port
@@ -89,6 +90,22 @@ def test_a_user_keeps_to_one_engine_and_moves_when_it_ends(engines: list[Engine]
         assert "u:1" not in front.access.read_text()
     assert "/inference.GRPCInferenceService/ModelInfer" in routes
     assert all(len(asked["x-request-id"]) == 32 for asked in engines[1].asked)
+
+
+def test_request_id_and_trace_reach_the_engine(engines: list[Engine], tmp_path: Path) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def scenario(front: Nginx) -> None:
+        client = GrpcInferenceClient([front.grpc])
+        with tracing.serving("test", "r-42", trace):
+            await encode(client, 1)
+        await client.close()
+
+    with front_of(tmp_path, engines) as front:
+        asyncio.run(scenario(front))
+    asked = [*engines[0].asked, *engines[1].asked][-1]
+    assert asked["x-request-id"] == "r-42"
+    assert asked["traceparent"][3:35] == trace[3:35]
 
 
 def test_without_an_engine_the_client_hears_unavailable(engines: list[Engine], tmp_path: Path) -> None:
