@@ -30,13 +30,15 @@ from shared.contracts.inference import (
 )
 from shared.contracts.oip import oip_pb2 as pb
 from shared.errors import DeadlineExceeded, InferenceUnavailable, Overloaded, SilkrecError
-from shared.observability import context
+from shared.observability import context, tracing
 
 Q = TypeVar("Q", EncodeRequest, RankRequest)
 R = TypeVar("R")
 _FAIR_S = 0.02
 """A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
 _HUNG_S = 1.0
+USER_HEADER = "x-silkrec-user"
+"""By which a proxy in front of several engines keeps a user to one of them (infra/nginx)."""
 _CALL_MARGIN_S = 0.25
 """gRPC's own timer runs out behind ours, so that DEADLINE_EXCEEDED is always the server's word."""
 
@@ -225,8 +227,11 @@ class GrpcInferenceClient:
         message = wire.request(MODEL_NAME, request.model_version, columns, fixed)
         asked: list[_Asked] = []
         try:
-            async with asyncio.timeout(deadline - begin):
-                return _Answer(await self._first_answer(request.user_key, request.priority, message, deadline, asked))
+            with tracing.calling("inference"):
+                async with asyncio.timeout(deadline - begin):
+                    return _Answer(
+                        await self._first_answer(request.user_key, request.priority, message, deadline, asked)
+                    )
         except TimeoutError:
             if asked and time.monotonic() - asked[-1].at > _FAIR_S:
                 asked[-1].target.shun(_HUNG_S)
@@ -242,7 +247,7 @@ class GrpcInferenceClient:
     ) -> pb.ModelInferResponse:
         """Each target once, in the user's order; asking twice is harmless. `asked` grows by each."""
         failure: SilkrecError | None = None
-        metadata = (*self._access, *context.outgoing_headers().items())
+        metadata = (*self._access, (USER_HEADER, user_key), *context.outgoing_headers().items())
         for target in self._order(user_key):
             now = time.monotonic()
             if target.rests(deadline - now, priority):

@@ -16,7 +16,7 @@ from services.inference.caller import CallerCheck
 from services.inference.contents import ItemContents
 from services.inference.engine.engine import Engine
 from services.inference.grpc import Context, abort
-from services.inference.infer_call import enter_request
+from services.inference.infer_call import request_of
 from services.inference.metrics import DoorMetrics
 from services.inference.routes.items import UpsertAnswer, UpsertBody
 from shared.contracts.inference import CONTROL_SERVICE, FORGET, UPSERT_ITEMS
@@ -54,10 +54,10 @@ class Control:
     def _call(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         async def call(message: bytes, context: Context) -> bytes:
             metadata = context.invocation_metadata()
-            enter_request(metadata)
             try:
-                self._callers.check(context.peer(), metadata)
-                answer = await method(message)
+                with request_of(CONTROL_SERVICE, metadata):
+                    self._callers.check(context.peer(), metadata)
+                    answer = await method(message)
             except SilkrecError as error:
                 await abort(context, error)
             return answer.model_dump_json().encode()

@@ -14,7 +14,7 @@ from grpc import aio
 from services.inference import describe, wire
 from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine
-from services.inference.infer_call import InferCall, enter_request
+from services.inference.infer_call import InferCall, request_of
 from services.inference.metrics import DoorMetrics
 from services.inference.status import status_of
 from services.inference.unix_socket import OwnedSocket
@@ -68,10 +68,10 @@ class InferenceServicer(oip_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
         metadata = context.invocation_metadata()
-        enter_request(metadata)
         try:
-            self._callers.check(context.peer(), metadata)
-            return await self._call.answer(request)
+            with request_of("ModelInfer", metadata):
+                self._callers.check(context.peer(), metadata)
+                return await self._call.answer(request)
         except SilkrecError as error:
             await abort(context, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ from services.inference.metrics import DoorMetrics
 from shared.contracts.inference import MODEL_NAME
 from shared.contracts.oip import oip_pb2 as pb
 from shared.errors import ValidationFailed
-from shared.observability import context
+from shared.observability import context, tracing
 from shared.observability.context import RequestContext
 
 _TYPED = {"INT8": "int_contents", "INT32": "int_contents", "INT64": "int64_contents"}
@@ -64,12 +65,12 @@ class InferCall:
         )
 
 
-def enter_request(metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
-    """The caller's request id and trace, for what is logged here. A handler has its own context, so it ends there."""
+def request_of(
+    method: str, metadata: Iterable[tuple[str, str | bytes]] | None
+) -> contextlib.AbstractContextManager[RequestContext]:
+    """Around a call: the caller's request id and trace, for what is logged and traced inside."""
     sent = {name: value for name, value in metadata or () if isinstance(value, str)}
-    request_id = sent.get(context.REQUEST_ID_HEADER)
-    if request_id is not None:
-        context.enter(RequestContext.accept(request_id, sent.get(context.TRACEPARENT_HEADER)))
+    return tracing.serving(method, sent.get(context.REQUEST_ID_HEADER), sent.get(context.TRACEPARENT_HEADER))
 
 
 def _inputs(request: pb.ModelInferRequest) -> list[tensors.InputTensor]:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from services.inference import frames
 from services.inference.frames import BadFrame, Frame
-from services.inference.infer_call import InferCall, enter_request
+from services.inference.infer_call import InferCall, request_of
 from services.inference.status import status_of
 from services.inference.unix_socket import OwnedSocket
 from shared.contracts.oip import oip_pb2 as pb
@@ -115,8 +115,8 @@ class _Connection(asyncio.Protocol):
         try:
             trace, message = frames.asked(found.payload)
             names = (context.REQUEST_ID_HEADER, context.TRACEPARENT_HEADER)
-            enter_request(list(zip(names, trace.split(), strict=False)))
-            answer = await self._call.answer(pb.ModelInferRequest.FromString(message))
+            with request_of("ModelInfer", list(zip(names, trace.split(), strict=False))):
+                answer = await self._call.answer(pb.ModelInferRequest.FromString(message))
         except SilkrecError as error:
             self._refuse(found.call, status_of(error), error.detail)
         except (BadFrame, DecodeError) as error:

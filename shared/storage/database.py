@@ -19,8 +19,10 @@ import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from shared.errors import ConfigurationError, DatabaseUnavailable
+from shared.observability.resources import PoolUse
 from shared.settings.roots import DatabaseSettings
 
 T = TypeVar("T")
@@ -56,7 +58,8 @@ class Database:
             )
         self.engine = _sqlite_engine(self.url.database, settings) if self.is_sqlite else _mysql_engine(url, settings)
         self.connections = settings.pool_size
-        self._threads = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="database")
+        self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="database")
+        self._asked = 0
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -88,7 +91,17 @@ class Database:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)` in the pool of `pool_size` threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        self._asked += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        finally:
+            self._asked -= 1
+
+    def use(self) -> PoolUse:
+        """`waiting`: calls of `run` beyond the threads there are."""
+        pool = self.engine.pool
+        in_use = pool.checkedout() if isinstance(pool, QueuePool) else 0
+        return PoolUse(in_use, self.connections, max(0, self._asked - self.connections))
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import ClientError, PayloadTooLarge
-from shared.observability import context
+from shared.observability import context, tracing
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
 from shared.web import problem
@@ -51,10 +51,11 @@ class ContextMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        ids = context.RequestContext.accept(
-            header(scope, context.REQUEST_ID_HEADER.encode()), header(scope, context.TRACEPARENT_HEADER.encode())
-        )
-        token = context.enter(ids)
+        sent = (header(scope, context.REQUEST_ID_HEADER.encode()), header(scope, context.TRACEPARENT_HEADER.encode()))
+        with tracing.serving(scope["method"], *sent) as ids:
+            await self._answer(scope, receive, send, ids)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ids: context.RequestContext) -> None:
         started = time.perf_counter()
         status = 0
         echo = (context.REQUEST_ID_HEADER.encode(), ids.request_id.encode())
@@ -72,13 +73,13 @@ class ContextMiddleware:
         finally:
             self.metrics.in_progress.dec()
             self._record(scope, status, time.perf_counter() - started)
-            context.leave(token)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_template(scope)
         # 499: the client went away before an answer started (nginx's word for it).
         self.metrics.total.labels(_method(scope), route, str(status or 499)).inc()
         self.metrics.duration.labels(route).observe(seconds)
+        tracing.note(f"{_method(scope)} {route}", http_route=route, http_status_code=status or 499)
         if route not in self.quiet:
             _log.info(
                 "request", method=scope["method"], route=route, status=status or 499, took_ms=round(seconds * 1e3, 3)

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Scope
 
 from shared.errors import ConfigurationError, DeadlineExceeded, DependencyError
-from shared.observability import context
+from shared.observability import context, tracing
 from shared.settings.roots import Settings
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -79,6 +79,10 @@ class Forwarder:
 
     async def forward(self, request: Request) -> Response:
         """Raises DependencyError (503) when the features service is down, DeadlineExceeded (504) when it is slow."""
+        with tracing.calling("features"):
+            return await self._forward(request)
+
+    async def _forward(self, request: Request) -> Response:
         outgoing = self._client.build_request(
             request.method, self._target(request.scope), headers=_headers_on(request), content=await request.body()
         )

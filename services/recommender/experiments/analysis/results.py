@@ -12,7 +12,7 @@ from services.recommender.experiments.analysis.scope import DAY_US, Scope
 from services.recommender.experiments.assembly import UNITS, Aggregates, assemble, shares
 from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
-from services.recommender.experiments.report import Report
+from services.recommender.experiments.report import Alarm, Report
 from shared.actions import ActionTable
 from shared.storage.database import Database
 from shared.storage.tables import (
@@ -42,6 +42,25 @@ def report(
 ) -> Report:
     """Raises DatabaseUnavailable, ValidationFailed."""
     scope = Scope.of(registered, known, actions, now_us)
+    found, wrong = _looked_at(database, registered, scope, now_us)
+    return assemble(registered, scope.metrics, found, wrong)
+
+
+def faults(
+    database: Database,
+    registered: RegisteredExperiment,
+    now_us: int,
+    *,
+    known: Mapping[str, Metric],
+    actions: ActionTable,
+) -> tuple[Alarm, ...]:
+    """The report's alarms without its statistics. Raises as `report`."""
+    return _looked_at(database, registered, Scope.of(registered, known, actions, now_us), now_us)[1]
+
+
+def _looked_at(
+    database: Database, registered: RegisteredExperiment, scope: Scope, now_us: int
+) -> tuple[Aggregates, tuple[Alarm, ...]]:
     with database.read() as connection:
         found = read(connection, scope)
         lost = _lost(connection, scope)
@@ -58,7 +77,7 @@ def report(
         lost_slates=lost,
         slates=sum(int(day.get("requests", 0)) for days in found.quality.values() for day in days),
     )
-    return assemble(registered, scope.metrics, found, alarms(counts, now_us))
+    return found, alarms(counts, now_us)
 
 
 def read(connection: Connection, scope: Scope) -> Aggregates:

@@ -1,0 +1,134 @@
+"""OpenTelemetry spans of requests, over HTTP, gRPC and whatever else calls between our services. Off until `configure`.
+
+Off, a request costs what its ids cost anyway; what traces is not even imported. The provider is
+ours alone and never the global one, which FastAPI and redis-py would use. On, the span's ids are the ones of the
+request's context, so that logs, traces and the `traceparent` that goes on name the same trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from shared.observability import context
+from shared.observability.context import TRACEPARENT_HEADER, RequestContext
+from shared.settings.roots import TracingSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import Span, Tracer
+
+# A collector that is away must hold up neither a request nor the end of a process.
+EXPORT_TIMEOUT_S = 5
+QUEUE_SPANS = 4096
+SHUTDOWN_MS = 2000
+Attribute = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    provider: TracerProvider
+    tracer: Tracer
+
+
+_active: _Active | None = None
+
+
+def configure(settings: TracingSettings, *, service: str, exporter: SpanExporter | None = None) -> None:
+    """Once a process, at its entry. Nothing without `settings.otlp_endpoint`. `exporter`: instead of OTLP over gRPC."""
+    global _active
+    if not settings.otlp_endpoint and exporter is None:
+        return
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    if exporter is None:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        endpoint = settings.otlp_endpoint
+        exporter = OTLPSpanExporter(
+            endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=EXPORT_TIMEOUT_S
+        )
+    sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
+    provider = TracerProvider(
+        sampler=sampler, resource=Resource.create({"service.name": f"silkrec-{service}"}), shutdown_on_exit=False
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE_SPANS))
+    _active = _Active(provider, provider.get_tracer("silkrec"))
+
+
+def shutdown() -> None:
+    """Sends what waits, and is off from then on."""
+    global _active
+    active, _active = _active, None
+    if active is not None:
+        active.provider.force_flush(SHUTDOWN_MS)
+        active.provider.shutdown()
+
+
+@contextlib.contextmanager
+def serving(name: str, request_id: str | None, traceparent: str | None) -> Iterator[RequestContext]:
+    """Around a request: its ids are the current ones inside, and a span of it is sent when traces are on."""
+    ids = RequestContext.accept(request_id, traceparent)
+    active = _active
+    if active is None:
+        token = context.enter(ids)
+        try:
+            yield ids
+        finally:
+            context.leave(token)
+        return
+    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier = {} if traceparent is None else {TRACEPARENT_HEADER: traceparent}
+    parent = TraceContextTextMapPropagator().extract(carrier)
+    span = active.tracer.start_span(name, context=parent, kind=SpanKind.SERVER)
+    ids = replace(ids, traceparent=_traceparent(span))
+    span.set_attribute("silkrec.request_id", ids.request_id)
+    token = context.enter(ids)
+    try:
+        with use_span(span, end_on_exit=True):
+            yield ids
+    finally:
+        context.leave(token)
+
+
+@contextlib.contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Around a call of another service: `context.outgoing_headers()` names the call's own span inside."""
+    active, ids = _active, context.current()
+    if active is None or ids is None:
+        yield
+        return
+    from opentelemetry.trace import SpanKind
+
+    with active.tracer.start_as_current_span(name, kind=SpanKind.CLIENT) as span:
+        token = context.enter(replace(ids, traceparent=_traceparent(span)))
+        try:
+            yield
+        finally:
+            context.leave(token)
+
+
+def note(name: str | None = None, **attributes: Attribute) -> None:
+    """On the current span: another name, and attributes (`http_route` becomes `http.route`). No ids of users, items."""
+    if _active is None:
+        return
+    from opentelemetry.trace import get_current_span
+
+    span = get_current_span()
+    if name is not None:
+        span.update_name(name)
+    for key, value in attributes.items():
+        span.set_attribute(key.replace("_", ".", 1), value)
+
+
+def _traceparent(span: Span) -> str:
+    ids = span.get_span_context()
+    return f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}"
