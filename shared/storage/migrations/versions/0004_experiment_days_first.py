@@ -29,7 +29,7 @@ def _number(column: str, kind: TypeEngine[Any] | None = None, comment: str | Non
 
 
 def _copied(*key: str, day: str) -> None:
-    """Rows are kept: a stopped experiment is not built again. About two minutes for a hundred million."""
+    """Rows are kept: a stopped experiment is not built again. Measured on 600,000: 3 µs a row."""
     op.create_table(
         "experiment_unit_days_copy",
         sa.Column("experiment", _ascii(64), nullable=False),
