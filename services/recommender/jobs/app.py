@@ -87,7 +87,9 @@ async def _opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterat
         stack.push_async_callback(asyncio.to_thread, database.close)
         board.scheduler = Scheduler(JobDesk(database, settings), counted)
         board.worker = WorkerProcess(loaded.config_file, counted)
-        board.sweeper = Sweeper(database, WakeUps(make_app(settings)), settings.jobs, counted)
+        board.sweeper = Sweeper(
+            database, WakeUps(make_app(settings)), settings.jobs, counted, restart_worker=board.worker.kill
+        )
         purge = JobPurge(database, settings.job_output_dir(), settings.jobs.retention_days, counted)
         stack.push_async_callback(board.worker.close)
         webhook = Webhook(database, settings.jobs.webhook, counted)

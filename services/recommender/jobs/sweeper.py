@@ -8,6 +8,8 @@ Several sweepers do no harm; each fills the same queue to the same mark.
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -23,6 +25,8 @@ from shared.observability.logging import get_logger
 from shared.settings.roots import JobsSettings
 from shared.storage.database import Database
 
+# A fresh worker needs 5 s until it listens, 8 s on a busy machine, and says nothing meanwhile either.
+DEAF_S = 20.0
 _log = get_logger(__name__)
 
 
@@ -30,6 +34,28 @@ class Queue(Protocol):
     """`broker.WakeUps`, as far as it is used here; blocking."""
 
     def top_up(self, wanted: int) -> int: ...
+
+
+class Deafness:
+    """A master whose connection broke in the middle of an ack can live on without ever listening again (seen with Redis
+    killed under Celery 5.7). Its sign: messages wait, nobody takes one, and nobody of this machine is at work."""
+
+    def __init__(self, patience_s: float = DEAF_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience_s = patience_s
+        self._clock = clock
+        self._since: float | None = None
+
+    def is_deaf(self, *, due: int, sent: int, at_work: bool) -> bool:
+        """Told after each sweep; true once, after `patience_s` of silence."""
+        if due == 0 or sent > 0 or at_work:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = self._clock()
+        if self._clock() - self._since < self._patience_s:
+            return False
+        self._since = None
+        return True
 
 
 class Sweeper:
@@ -43,10 +69,13 @@ class Sweeper:
         metrics: JobMetrics,
         *,
         gone: Callable[[str], bool] = is_gone,
+        restart_worker: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self._gone = gone
+        self._restart_worker = restart_worker
+        self._deafness = Deafness()
         self._queue = queue
         self._settings = settings
         self._rules = Rules.of(settings)
@@ -63,7 +92,7 @@ class Sweeper:
     async def sweep(self) -> int:
         """How many wake-ups were sent."""
         try:
-            active, due = await self._database.run(self._look)
+            active, due, at_work = await self._database.run(self._look)
         except DatabaseUnavailable as error:
             self.database_status = error.detail
             return 0
@@ -80,16 +109,20 @@ class Sweeper:
             return 0
         self.broker_status = "ok"
         self._metrics.wakeups.inc(sent)
+        if self._deafness.is_deaf(due=due, sent=sent, at_work=at_work):
+            _log.error("wake-ups wait and nobody takes them: the worker is started again", waited_s=DEAF_S)
+            self._restart_worker()
         return sent
 
-    def _look(self) -> tuple[int, int]:
-        """(jobs under way, chunks due up to the queue's bound)."""
+    def _look(self) -> tuple[int, int, bool]:
+        """(jobs under way, chunks due up to the queue's bound, whether this machine has one in hand)."""
         with self._database.read() as connection:
             active = job_rows.active_ids(connection)
         for job_id in active:
             settle(self._database, job_id, self._rules)
         if not active:
-            return 0, 0
+            return 0, 0, False
         self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
         with self._database.read() as connection:
-            return len(active), chunks.due_count(connection, self._settings.max_waiting_wakeups)
+            due = chunks.due_count(connection, self._settings.max_waiting_wakeups)
+            return len(active), due, chunks.holds_lease(connection, active, socket.gethostname())

@@ -43,6 +43,13 @@ class WorkerProcess:
         running = self.process is not None and self.process.returncode is None
         return "ok" if running else "the worker process is being started"
 
+    def kill(self) -> None:
+        """As a crash would, with all its processes; `run` starts it again."""
+        process = self.process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     async def run(self) -> None:
         wait_s = FIRST_WAIT_S
         while True:

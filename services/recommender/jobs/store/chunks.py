@@ -142,6 +142,13 @@ def expire_gone(
     return ended
 
 
+def holds_lease(connection: Connection, job_ids: Sequence[str], host: str) -> bool:
+    """Has a process of this host a chunk?"""
+    table = job_chunks.c
+    mine = (table.job_id.in_(job_ids), table.state == ChunkState.LEASED.value, table.worker.startswith(f"{host}:"))
+    return connection.scalar(select(table.chunk).where(*mine).limit(1)) is not None
+
+
 def due_count(connection: Connection, most: int, clock: Clock = database_clock) -> int:
     """How many chunks could be leased now, counted up to `most`."""
     due = (
