@@ -51,7 +51,9 @@ class Lock:
 
 def test_a_fault_of_an_experiment_is_shown_until_it_is_over_or_another_process_builds() -> None:
     experiments = [
-        SimpleNamespace(definition=SimpleNamespace(key=key, status=Status.RUNNING), until_us=None)
+        SimpleNamespace(
+            definition=SimpleNamespace(key=key, status=Status.RUNNING), until_us=None, is_running=lambda _: True
+        )
         for key in ("broken", "button")
     ]
     analysis, lock, metrics = Analysis(), Lock(), Metrics("recommender")

@@ -16,7 +16,7 @@ async def ask(
     w: World, started_s: float, path: str = "/v1/recommend", *, age_s: float = 0.0, rid: str = "r-1", **body: Any
 ) -> Any:
     headers = {"x-request-id": rid, "x-request-start": f"t={started_s - age_s:.3f}"}
-    answer = await w.client.post(path, json={"visitor_id": "v1", **body}, headers=headers)
+    answer = await w.client.post("/v1/recommend", json={"visitor_id": "v1", **body}, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
