@@ -92,12 +92,12 @@ class Sweeper:
     async def sweep(self) -> int:
         """How many wake-ups were sent."""
         try:
-            active, due, at_work = await self._database.run(self._look)
+            running, due, at_work = await self._database.run(self._look)
         except DatabaseUnavailable as error:
             self.database_status = error.detail
             return 0
         self.database_status = "ok"
-        self._metrics.active.set(active)
+        self._metrics.show(running)
         self._metrics.due.set(due)
         try:
             # Nothing due: asked all the same, so that /ready knows about the broker before a job needs it.
@@ -114,15 +114,15 @@ class Sweeper:
             self._restart_worker()
         return sent
 
-    def _look(self) -> tuple[int, int, bool]:
-        """(jobs under way, chunks due up to the queue's bound, whether this machine has one in hand)."""
+    def _look(self) -> tuple[list[job_rows.Running], int, bool]:
+        """(jobs under way by type, chunks due up to the queue's bound, whether this machine has one in hand)."""
         with self._database.read() as connection:
             active = job_rows.active_ids(connection)
         for job_id in active:
             settle(self._database, job_id, self._rules)
         if not active:
-            return 0, 0, False
+            return [], 0, False
         self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
         with self._database.read() as connection:
             due = chunks.due_count(connection, self._settings.max_waiting_wakeups)
-            return len(active), due, chunks.holds_lease(connection, active, socket.gethostname())
+            return job_rows.running(connection), due, chunks.holds_lease(connection, active, socket.gethostname())

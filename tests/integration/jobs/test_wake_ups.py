@@ -81,6 +81,22 @@ def test_however_many_chunks_are_due_the_sweeper_asks_for_a_bounded_queue(make_w
     assert queue.wanted == [0, 1, 8]
 
 
+def test_the_types_of_running_jobs_and_their_last_progress_are_exported(make_world: MakeWorld) -> None:
+    world, metrics = make_world(), Metrics("jobs")
+    sweeper = Sweeper(world.database, CountingQueue(), world.settings.jobs, JobMetrics(metrics))
+    world.submit(user_ids=["ann"], outputs=["database"])
+    world.submit(user_ids=["bob"], outputs=["database"])
+    asyncio.run(sweeper.sweep())
+    running, progress = 'silkrec_jobs_running_jobs{job_type="slate"}', "silkrec_jobs_last_progress_timestamp_seconds"
+    shown = metrics.render().decode()
+    assert f"{running} 2.0" in shown
+    assert f'{progress}{{job_type="slate"}} 1.' in shown  # seconds since 1970
+    while turn(world.bench):
+        pass
+    asyncio.run(sweeper.sweep())
+    assert f"{running} 0.0" in metrics.render().decode()
+
+
 def test_the_lease_of_a_dead_process_of_this_machine_ends_at_once_and_of_no_other(make_world: MakeWorld) -> None:
     world = make_world()
     world.submit(user_ids=["ann"], outputs=["database"])

@@ -19,7 +19,8 @@ def declared() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for top in ("shared", "services"):
         for path in sorted((REPOSITORY / top).rglob("*.py")):
-            owner = path.relative_to(REPOSITORY / top).parts[0]
+            parts = path.relative_to(REPOSITORY / top).parts
+            owner = "jobs" if parts[:2] == ("recommender", "jobs") else parts[0]
             services = SERVICES if top == "shared" else (owner,)
             for kind, name, labels in _calls(ast.parse(path.read_text("utf-8"))):
                 for service in services:

@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, case, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, case, func, insert, select, tuple_, update
 
 from services.recommender.jobs.leases import OPEN, PLAN_CHUNK, ChunkKind, ChunkState
 from services.recommender.jobs.store.clock import Clock, database_clock
@@ -55,6 +55,14 @@ class JobRow:
     @property
     def active(self) -> bool:
         return self.state.value in ACTIVE
+
+
+class Running(NamedTuple):
+    """Jobs of one type that have not ended. `last_us`: when the longest silent one finished a chunk or began."""
+
+    kind: str
+    count: int
+    last_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,21 @@ def active_ids(connection: Connection) -> list[str]:
     return list(
         connection.scalars(select(jobs.c.job_id).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.created_at_us))
     )
+
+
+def running(connection: Connection) -> list[Running]:
+    """By type, of jobs that have not ended."""
+    done = job_chunks.c.updated_at_us.label("done")
+    chunk = and_(job_chunks.c.job_id == jobs.c.job_id, job_chunks.c.state == "done")
+    each = (
+        select(jobs.c.kind, func.coalesce(func.max(done), jobs.c.created_at_us).label("last"))
+        .select_from(jobs.outerjoin(job_chunks, chunk))
+        .where(jobs.c.state.in_(ACTIVE))
+        .group_by(jobs.c.job_id, jobs.c.kind, jobs.c.created_at_us)
+        .subquery()
+    )
+    query = select(each.c.kind, func.count(), func.min(each.c.last)).group_by(each.c.kind)
+    return [Running(*row) for row in connection.execute(query)]
 
 
 def cancel(connection: Connection, job_id: str, rules: Rules, clock: Clock = database_clock) -> JobRow:
