@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Row, and_, case, func, insert, select, tuple_, update
 
@@ -57,7 +57,8 @@ class JobRow:
         return self.state.value in ACTIVE
 
 
-class Running(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Running:
     """Jobs of one type that have not ended. `last_us`: when the longest silent one finished a chunk or began."""
 
     kind: str
