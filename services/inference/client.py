@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 
@@ -247,7 +248,7 @@ class GrpcInferenceClient:
     ) -> pb.ModelInferResponse:
         """Each target once, in the user's order; asking twice is harmless. `asked` grows by each."""
         failure: SilkrecError | None = None
-        metadata = (*self._access, (USER_HEADER, user_key), *context.outgoing_headers().items())
+        metadata = (*self._access, (USER_HEADER, quote(user_key)), *context.outgoing_headers().items())
         for target in self._order(user_key):
             now = time.monotonic()
             if target.rests(deadline - now, priority):

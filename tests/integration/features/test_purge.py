@@ -17,6 +17,8 @@ from shared.storage.tables import (
     experiment_daily,
     experiment_excluded_units,
     experiment_item_daily,
+    experiment_latency_daily,
+    experiment_losses,
     experiment_progress,
     experiment_quality_daily,
     experiment_slates,
@@ -160,6 +162,8 @@ def _ran(database: Database, status: str, stopped_day: int | None) -> None:
                 experiment_daily: {**day, "metric": "ctr", "variant": "a", "segment": "", "sums": {}},
                 experiment_quality_daily: {**day, "variant": "a", "sums": {}},
                 experiment_item_daily: {**day, "variant": "a", "item_index": 1, "slates": 1},
+                experiment_latency_daily: {**day, "variant": "a", "sample": {}, "lifts": []},
+                experiment_losses: {**key, "variant": f"v{place}", "slates": 1},
             }
             rows[experiment_progress]["has_sums"] = True
             for table, row in rows.items():
