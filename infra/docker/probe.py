@@ -1,7 +1,7 @@
 """`probe.py health|ready|warm URL`: exit status 0 when the service there is well. For images, which have no curl.
 
-`warm` is a start-up probe of the inference service: a model serves, or none is promoted, or the promoted one was refused
-(the release before cannot be had any sooner by waiting). Standard library only: `python -IS` takes 0.1 s of CPU with it.
+`warm` is a start-up probe of the inference service: a model serves, or none is promoted, or the promoted one was
+refused (waiting brings no other). Standard library only: `python -IS` takes 0.1 s of CPU with it.
 """
 
 import json
