@@ -4,6 +4,9 @@ from infra.grafana.boards.common import RATE, pools, rate
 from infra.grafana.panels import Board, Panel, Query, Row
 
 P = "silkrec_recommender"
+BY_STAGE = f"sum by (le, stage) (rate({P}_stage_duration_seconds_bucket[{RATE}]))"
+ITEMS, SLATES = f"rate({P}_slate_items_sum[{RATE}])", f"rate({P}_slate_items_count[{RATE}])"
+EMPTY = f'rate({P}_slate_items_bucket{{le="0.0"}}[{RATE}])'
 
 BOARD = Board(
     "retrieval",
@@ -18,7 +21,7 @@ BOARD = Board(
                     "s",
                     (
                         Query(
-                            f"histogram_quantile(0.5, sum by (le, stage) (rate({P}_stage_duration_seconds_bucket[{RATE}])))",
+                            f"histogram_quantile(0.5, {BY_STAGE})",
                             "{{stage}}",
                         ),
                     ),
@@ -30,7 +33,7 @@ BOARD = Board(
                     "s",
                     (
                         Query(
-                            f"histogram_quantile(0.99, sum by (le, stage) (rate({P}_stage_duration_seconds_bucket[{RATE}])))",
+                            f"histogram_quantile(0.99, {BY_STAGE})",
                             "{{stage}}",
                         ),
                     ),
@@ -65,7 +68,7 @@ BOARD = Board(
                     "short",
                     (
                         Query(
-                            f"sum by (route) (rate({P}_slate_items_sum[{RATE}])) / sum by (route) (rate({P}_slate_items_count[{RATE}]))",
+                            f"sum by (route) ({ITEMS}) / sum by (route) ({SLATES})",
                             "{{route}}",
                         ),
                     ),
@@ -76,7 +79,7 @@ BOARD = Board(
                     "percentunit",
                     (
                         Query(
-                            f'sum(rate({P}_slate_items_bucket{{le="0.0"}}[{RATE}])) / sum(rate({P}_slate_items_count[{RATE}]))',
+                            f"sum({EMPTY}) / sum({SLATES})",
                             "empty",
                         ),
                     ),
