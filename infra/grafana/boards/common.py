@@ -15,13 +15,12 @@ def quantiles(metric: str, matchers: str = "") -> tuple[Query, ...]:
     )
 
 
-def rate(metric: str, *by: str, matchers: str = "") -> Query:
-    """A counter a second, by some of its labels."""
+def rate(metric: str, *by: str, matchers: str = "", says: str = "") -> Query:
+    """A counter a second, by some of its labels. `says`: goes before their values in the legend."""
     if not by:
         return Query(f"sum(rate({metric}{matchers}[{RATE}]))", metric.removeprefix("silkrec_"))
-    return Query(
-        f"sum by ({', '.join(by)}) (rate({metric}{matchers}[{RATE}]))", " ".join(f"{{{{{label}}}}}" for label in by)
-    )
+    legend = " ".join([*([says] if says else []), *(f"{{{{{label}}}}}" for label in by)])
+    return Query(f"sum by ({', '.join(by)}) (rate({metric}{matchers}[{RATE}]))", legend)
 
 
 def pools(service: str) -> Panel:

@@ -25,8 +25,8 @@ BOARD = Board(
                     "Lost, or left out on purpose: exposures went with them.",
                     "ops",
                     (
-                        rate(f"{R}_journal_slates_lost_total", "cause"),
-                        rate(f"{R}_journal_slates_skipped_total", "cause"),
+                        rate(f"{R}_journal_slates_lost_total", "cause", says="lost:"),
+                        rate(f"{R}_journal_slates_skipped_total", "cause", says="left out:"),
                     ),
                     width=12,
                 ),

@@ -98,9 +98,9 @@ BOARD = Board(
                     "Background tasks that ended unasked.",
                     "ops",
                     (
-                        rate("silkrec_recommender_background_deaths_total", "task"),
-                        rate("silkrec_features_background_deaths_total", "task"),
-                        rate("silkrec_inference_background_deaths_total", "task"),
+                        rate("silkrec_recommender_background_deaths_total", "task", says="recommender"),
+                        rate("silkrec_features_background_deaths_total", "task", says="features"),
+                        rate("silkrec_inference_background_deaths_total", "task", says="inference"),
                     ),
                 ),
                 Panel(

@@ -121,7 +121,7 @@ BOARD = Board(
                     "Releases",
                     "Taken into service, and those that could not be opened.",
                     "ops",
-                    (rate(f"{P}_release_swaps_total"), rate(f"{P}_release_refusals_total", "cause")),
+                    (rate(f"{P}_release_swaps_total"), rate(f"{P}_release_refusals_total", "cause", says="refused:")),
                     width=6,
                 ),
                 Panel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SERVICE_KEYS = {
     "healthcheck", "restart", "init", "read_only", "cap_drop", "security_opt", "logging", "stop_grace_period", "user",
     "network_mode", "profiles", "configs", "deploy",
 }  # fmt: skip
+ALERTS_PORT = operator.attrgetter("alerts.port")
 OURS = ("recommender", "features", "inference", "jobs")
 
 
@@ -98,7 +100,7 @@ def test_a_service_gets_settings_that_exist_and_is_asked_where_it_listens(name: 
     assert {"targets": [f"{name}:{own.port}"], "labels": {"service": name}} in yaml.safe_load(
         composed()["configs"]["targets"]["content"]
     )
-    redis, broker = settings.redis_url(), settings.broker_url()
+    redis, broker = settings.redis_url(), operator.methodcaller("broker_url")(settings)
     assert redis.split("/")[2] == "redis"
     assert broker.split("/")[2] == "broker"
 
@@ -142,12 +144,12 @@ def test_prometheus_and_alertmanager_meet_where_their_files_say() -> None:
     for name in ("alertmanager", "alerts"):
         assert services()[name]["network_mode"] == "service:prometheus"
     assert "127.0.0.1:9093" in (INFRA / "prometheus" / "prometheus.yml").read_text()
-    assert f"127.0.0.1:{Settings().alerts.port}" in (INFRA / "alertmanager" / "alertmanager.yml").read_text()
+    assert f"127.0.0.1:{ALERTS_PORT(Settings())}" in (INFRA / "alertmanager" / "alertmanager.yml").read_text()
     assert_is_command(services()["alerts"]["command"])
     ((example,),) = [
         re.findall(r"^#ALERTS_TARGETS=(.*)$", (INFRA / "docker" / "compose.env.example").read_text(), re.MULTILINE)
     ]
-    assert yaml.safe_load(example)[0]["targets"] == [f"127.0.0.1:{Settings().alerts.port}"]
+    assert yaml.safe_load(example)[0]["targets"] == [f"127.0.0.1:{ALERTS_PORT(Settings())}"]
     assert yaml.safe_load(filled(composed()["configs"]["alerts_targets"]["content"])) == []
 
 
