@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
-    with _needed():
+    with needed():
         server = mariadb(tmp_path_factory.mktemp("mariadb"))
         running = server.__enter__()
     try:
@@ -40,7 +40,7 @@ def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB
 
 @pytest.fixture(scope="session")
 def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with _needed():
+    with needed():
         server = redis_server(tmp_path_factory.mktemp("redis"))
         running = server.__enter__()
     try:
@@ -104,7 +104,7 @@ def _migrated(url: str) -> Iterator[Database]:
 
 
 @contextlib.contextmanager
-def _needed() -> Iterator[None]:
+def needed() -> Iterator[None]:
     try:
         yield
     except Missing as missing:

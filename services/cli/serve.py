@@ -72,6 +72,19 @@ def inference(ctx: typer.Context, supervised: Supervised = False) -> None:
     run_service(load_shipped(ctx), SERVICES["inference"], supervised=supervised)
 
 
+@app.command()
+def alerts(ctx: typer.Context, supervised: Supervised = False) -> None:
+    """From Alertmanager to the group robots of DingTalk and WeCom. Needs neither database nor Redis."""
+    from services.alerts.app import robots_of
+
+    loaded = load(ctx)
+    settings = loaded.settings.alerts
+    if not robots_of(settings):
+        raise ConfigurationError("no robot is configured: set alerts.dingtalk.access_token or alerts.wecom.key")
+    service = Service("alerts", "services.alerts.app", lambda s: (s.alerts.host, s.alerts.port))
+    run_service(loaded, service, supervised=supervised, guarded=settings.webhook_token is not None)
+
+
 @app.command("all")
 def all_(
     ctx: typer.Context,
@@ -92,8 +105,9 @@ def all_(
     raise typer.Exit(asyncio.run(supervise(loaded, log_dir)))
 
 
-def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigurationError when the address cannot be had."""
+def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: bool | None = None) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigurationError when the address cannot be had. `guarded`: whether
+    callers need a key; None: when the database has keys, and its schema is brought up to date first."""
     settings = loaded.settings
     # Before numpy is imported: products of a request are small, and OpenBLAS's helpers took its CPU from 6.1 to 9.2 ms.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -102,7 +116,7 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool) -> None:
         _end_with_stdin()
     settings.socket_path(service.name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     host, port = service.address(settings)
-    check_binding(host, _prepare_database(settings))
+    check_binding(host, _prepare_database(settings) if guarded is None else guarded)
     listener = listen(host, port, f"{service.name}.port")
     build = importlib.import_module(service.module).build
     config = uvicorn.Config(

@@ -184,6 +184,8 @@ def _services(loaded: Loaded, log_dir: Path | None) -> list[Child]:
         "features": _url(settings.features.host, settings.features.port),
         "recommender": _url(settings.recommender.host, settings.recommender.port),
     }
+    if settings.alerts.dingtalk.access_token is not None or settings.alerts.wecom.key is not None:
+        addresses["alerts"] = _url(settings.alerts.host, settings.alerts.port)
     return [
         Child(
             name,

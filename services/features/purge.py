@@ -133,7 +133,9 @@ class Purge:
         self._sleep = sleep
         self._chunk_rows = chunk_rows
         self._purged: Counter = metrics.counter("purged_rows_total", "Rows removed by the daily purge", ["table"])
-        self._finished = metrics.gauge("purge_last_success_timestamp_seconds", "When the daily purge last got through")
+        self._finished = metrics.gauge(
+            "purge_last_success_timestamp_seconds", "When the daily purge last got through", combined="livemax"
+        )
 
     def start(self, owner: TaskOwner) -> None:
         owner.start("daily purge", self.run)

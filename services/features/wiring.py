@@ -20,11 +20,12 @@ from services.features.purge import Purge
 from services.features.users.wiring import UsersPart
 from shared.actions import ActionTable
 from shared.observability.metrics import Metrics
+from shared.observability.resources import ResourceMetrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.storage.database import Database
 from shared.storage.keys import KeyCache
-from shared.storage.redis import connect
+from shared.storage.redis import connect, pool_use
 from shared.web.health import Readiness
 
 DRAIN_S = 1.0
@@ -85,6 +86,8 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         tasks.start("sweeper", sweeper.run)
         users.start(tasks)
         Purge(database, settings.features, metrics).start(tasks)
+        pools = {"database": database.use, "redis_write": lambda: pool_use(redis)}
+        tasks.start("resources", ResourceMetrics(metrics, state=settings.state, pools=pools).run)
         yield {
             "settings": settings,
             "loaded": loaded,

@@ -33,6 +33,8 @@ from shared.observability import context
 _FAIR_S = 0.02
 """A target that says nothing for so long hangs: it answers even what it cannot score by the deadline."""
 _HUNG_S = 1.0
+USER_HEADER = "x-silkrec-user"
+"""By which a proxy in front of several engines keeps a user to one of them (infra/nginx)."""
 _CALL_MARGIN_S = 0.25
 """gRPC's own timer runs out behind ours, so that DEADLINE_EXCEEDED is always the server's word."""
 
@@ -169,7 +171,7 @@ class GrpcInferenceClient:
     ) -> pb.ModelInferResponse:
         """Each target once, in the user's order; asking twice is harmless. `asked` grows by each."""
         failure: SilkrecError | None = None
-        metadata = (*self._access, *context.outgoing_headers().items())
+        metadata = (*self._access, (USER_HEADER, user_key), *context.outgoing_headers().items())
         for target in self._order(user_key):
             now = time.monotonic()
             if target.rests(deadline - now, priority):

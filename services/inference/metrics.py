@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from services.inference.engine.counters import BATCH_ROWS, BATCH_SIZES, OUTCOMES, RATIOS, SECONDS
 from services.inference.engine.engine import Engine
+from services.inference.gpu import GpuUse
 from shared.contracts.inference import Upserted
 from shared.errors import SilkrecError
 from shared.observability.metrics import Metrics
@@ -86,6 +87,13 @@ class EngineMetrics:
         self._splits = metrics.counter("oom_splits_total", "Batches that memory did not hold and that ran in parts")
         self._cap = metrics.gauge("max_batch_requests", "Requests a batch may hold now")
         self._loaded = metrics.gauge("model_loaded", "1 while a warm model serves")
+        self._reserved = metrics.gauge("memory_reserved_bytes", "Device memory that torch's allocator holds")
+        self._active = metrics.gauge("memory_active_bytes", "Of it, what tensors use")
+        self._fragmentation = metrics.gauge("memory_fragmentation_ratio", "Reserved over active", combined="livemax")
+        self._trims = metrics.counter("memory_trims_total", "Times that an idle engine gave unused memory back")
+        self._gpu = metrics.gauge("gpu_utilisation_ratio", "Time in which a kernel ran on the GPU", combined="livemax")
+        self._gpu_used = metrics.gauge("gpu_memory_used_bytes", "Of the whole card", combined="livemax")
+        self._gpu_total = metrics.gauge("gpu_memory_total_bytes", "Of the whole card", combined="livemax")
         self._exported: Counter[str] = Counter()
         for outcome in OUTCOMES:
             self._requests.labels(outcome)  # a rate needs the zero before the first one
@@ -121,6 +129,19 @@ class EngineMetrics:
         self._faults.inc(self._since("faults", counters.integrity_faults))
         self._cap.set(engine.max_batch_size)
         self._sync_cache(engine)
+        self._sync_memory(engine)
+
+    def show(self, gpu: GpuUse) -> None:
+        self._gpu.set(gpu.utilisation)
+        self._gpu_used.set(gpu.used_bytes)
+        self._gpu_total.set(gpu.total_bytes)
+
+    def _sync_memory(self, engine: Engine) -> None:
+        memory = engine.memory()
+        self._reserved.set(memory.reserved_bytes)
+        self._active.set(memory.active_bytes)
+        self._fragmentation.set(memory.fragmentation)
+        self._trims.inc(self._since("trims", engine.counters.memory_trims))
 
     def _sync_cache(self, engine: Engine) -> None:
         counted, stats = engine.counters.cache, engine.cache_stats()

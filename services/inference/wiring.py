@@ -17,6 +17,7 @@ from services.inference.engine.capability import Machine
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
+from services.inference.gpu import Gpu
 from services.inference.grpc import GrpcServer, InferenceServicer
 from services.inference.infer_call import InferCall
 from services.inference.metrics import DoorMetrics, EngineMetrics
@@ -26,6 +27,7 @@ from shared.contracts.manifest import Deployment
 from shared.errors import DatabaseUnavailable, SilkrecError
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
+from shared.observability.resources import ResourceMetrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.settings.roots import InferenceSettings, Settings
@@ -133,7 +135,10 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         await near.start()
         stack.push_async_callback(near.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
-        tasks.start("engine metrics", lambda: _export(exported, engine))
+        gpu = await asyncio.to_thread(Gpu, engine.device_uuid)
+        tasks.start("engine metrics", lambda: _export(exported, engine, gpu))
+        pools = {"database": database.use}
+        tasks.start("resources", ResourceMetrics(metrics, state=settings.state, pools=pools).run)
         tasks.start("engine costs", lambda: _keep_costs(engine))
         yield {
             "settings": settings,
@@ -194,7 +199,8 @@ async def _keep_costs(engine: Engine) -> None:
             _log.warning("learned costs could not be kept", detail=str(error))
 
 
-async def _export(exported: EngineMetrics, engine: Engine) -> None:
+async def _export(exported: EngineMetrics, engine: Engine, gpu: Gpu) -> None:
     while True:
         exported.sync(engine)
+        exported.show(await asyncio.to_thread(gpu.use))
         await asyncio.sleep(_METRICS_S)

@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from services.features.reader import FeatureReader
-from services.recommender.experiments import metrics
+from services.recommender.experiments import metrics as experiment_metrics
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.analysis.follower import AnalysisFollower
 from services.recommender.experiments.dashboard.access.secret import session_secret
@@ -21,8 +21,10 @@ from services.recommender.experiments.dashboard.joined import JoinedPort
 from services.recommender.experiments.dashboard.person import Person
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import ExperimentStore
+from services.recommender.metrics import ExperimentMetrics
 from services.recommender.serving import StateHolder
 from shared.actions import ActionTable
+from shared.observability.metrics import Metrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import Settings
 from shared.storage.database import Database
@@ -54,10 +56,11 @@ def experiment_doors(
     reader: FeatureReader,
     holder: StateHolder,
     stack: contextlib.AsyncExitStack,
+    metrics: Metrics,
 ) -> ExperimentDoors:
     """Raises ValidationFailed for a `metrics.yaml` that cannot be used, ConfigurationError for a state folder without
     room for the dashboard's secret."""
-    known = metrics.load(settings.home / metrics.FILE)
+    known = experiment_metrics.load(settings.home / experiment_metrics.FILE)
     actions = ActionTable.from_schema(settings.data)
     store = ExperimentStore(database, settings.data)
     results = Results(database, store, known, actions)
@@ -80,6 +83,7 @@ def experiment_doors(
     def all_of_them() -> list[RegisteredExperiment]:
         return [stored.registered for stored in analysed.list()]
 
+    analysing = Results(analysis, analysed, known, actions)
     return ExperimentDoors(
-        state, AnalysisFollower(Results(analysis, analysed, known, actions), redis, all_of_them, interval_s)
+        state, AnalysisFollower(analysing, redis, all_of_them, interval_s, ExperimentMetrics(metrics))
     )

@@ -52,7 +52,34 @@ class ServingMetrics:
         self.swaps = metrics.counter("release_swaps_total", "Releases taken into service")
         self.refused = metrics.counter("release_refusals_total", "Releases that could not be opened", ["cause"])
         self.refresh_failures = metrics.counter("refresh_failures_total", "Background refreshes that failed", ["what"])
-        self.catalogue_items = metrics.gauge("catalogue_items", "Items in memory")
-        self.catalogue_revision = metrics.gauge("catalogue_revision", "Highest item revision in memory")
-        self.popular_items = metrics.gauge("popular_items", "Items of the popular table")
-        self.index_items = metrics.gauge("index_items", "Items of the open index")
+        self.catalogue_items = metrics.gauge("catalogue_items", "Items in memory", combined="livemax")
+        self.catalogue_revision = metrics.gauge(
+            "catalogue_revision", "Highest item revision in memory", combined="livemax"
+        )
+        self.popular_items = metrics.gauge("popular_items", "Items of the popular table", combined="livemax")
+        self.index_items = metrics.gauge("index_items", "Items of the open index", combined="livemax")
+        self.has_model = metrics.gauge(
+            "release_has_model", "1 while the release in service names a model", combined="livemax"
+        )
+        self.index_created = metrics.gauge(
+            "index_created_timestamp_seconds", "When the open index was built; 0 without one", combined="livemax"
+        )
+
+
+class ExperimentMetrics:
+    """What is wrong with the data of experiments that run. Keys of experiments are few: they are named by people."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._alarms = metrics.gauge(
+            "experiment_alarms", "1 while an experiment's data has this fault", ["experiment", "code"], "livemax"
+        )
+        self._shown: set[tuple[str, str]] = set()
+
+    def show(self, found: set[tuple[str, str]]) -> None:
+        """(experiment, code); what was shown before and is not among them is over. Series are set to 0 and not removed,
+        which several processes in one folder could not do."""
+        for gone in self._shown - found:
+            self._alarms.labels(*gone).set(0)
+        for now in found:
+            self._alarms.labels(*now).set(1)
+        self._shown |= found

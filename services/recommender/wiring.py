@@ -38,6 +38,7 @@ from services.recommender.warm_up import warm_up
 from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
 from shared.observability.metrics import Metrics
+from shared.observability.resources import ResourceMetrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.settings.roots import Settings
@@ -45,7 +46,7 @@ from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
 from shared.storage.keys import KeyCache
-from shared.storage.redis import connect
+from shared.storage.redis import connect, pool_use
 
 PROCESS = "recommender"
 # Python's 5 ms between thread switches would be a request's whole reserve whenever a refresh parses rows beside it.
@@ -140,8 +141,10 @@ async def opened(
             reader=stores.reader,
             holder=holder,
             stack=stack,
+            metrics=metrics,
         )
         doors.start(tasks)
+        tasks.start("resources", _resources(settings, stores, metrics).run)
         board.pin(loaded=followers.loaded, dependencies=lambda: _dependencies(followers, journal, doors, tasks))
         tasks.spawn("warm-up", _warm(followers, desk, board))
         state: dict[str, Any] = {
@@ -195,6 +198,15 @@ def _journal(settings: Settings, stores: _Stores, metrics: Metrics, stack: conte
     )
     stack.push_async_callback(journal.close)
     return journal
+
+
+def _resources(settings: Settings, stores: _Stores, metrics: Metrics) -> ResourceMetrics:
+    pools = {
+        "database": stores.database.use,
+        "redis": lambda: pool_use(stores.redis),
+        "redis_write": lambda: pool_use(stores.redis_write),
+    }
+    return ResourceMetrics(metrics, state=settings.state, pools=pools)
 
 
 def _followers(settings: Settings, stores: _Stores, holder: StateHolder, metrics: ServingMetrics) -> _Followers:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
+import psutil
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -19,7 +22,7 @@ from prometheus_client import (
     Summary,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Around the 68 ms deadline the steps are fine enough to read a p99 from.
@@ -42,6 +45,8 @@ LATENCY_BUCKETS_S = (
     1.0,
     2.5,
 )
+# Of the processes that live: what they have together, or what all of them see alike (a date, a version, a disk).
+Combined = Literal["livesum", "livemax"]
 _SERVICE = re.compile(r"[a-z][a-z0-9_]*\Z")
 # Ids as labels would make one series a user; see the conventions on metrics.
 _FORBIDDEN_LABELS = {"user_id", "visitor_id", "user_key", "item_id", "item_index", "request_id", "recommendation_id"}
@@ -63,9 +68,15 @@ class Metrics:
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002
         return Counter(self._name(name), help, self._labels(labels), registry=self.registry)
 
-    def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> Gauge:  # noqa: A002
-        """Across processes the values of live ones are added up."""
-        return Gauge(self._name(name), help, self._labels(labels), registry=self.registry, multiprocess_mode="livesum")
+    def gauge(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        labels: Sequence[str] = (),
+        combined: Combined = "livesum",
+    ) -> Gauge:
+        """`combined`: across processes."""
+        return Gauge(self._name(name), help, self._labels(labels), registry=self.registry, multiprocess_mode=combined)
 
     def histogram(
         self,
@@ -84,6 +95,7 @@ class Metrics:
         registry = self.registry
         if self._folder is not None:
             registry = CollectorRegistry()
+            _bury(Path(self._folder))
             MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
@@ -96,3 +108,11 @@ class Metrics:
         if ids:
             raise ValueError(f"{', '.join(sorted(ids))} cannot be a label: it has as many values as there are ids")
         return tuple(labels)
+
+
+def _bury(folder: Path) -> None:
+    """Gauges of processes that are gone count no more: one that was killed could not take its file along."""
+    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
+    for pid in pids:
+        if not psutil.pid_exists(pid):
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

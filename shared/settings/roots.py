@@ -205,6 +205,35 @@ class JobsSettings(Group):
     concurrency: int = Field(1, ge=1)
 
 
+class DingTalkSettings(Group):
+    """A group robot. Its security setting is the signature (`secret`, SEC…), a keyword or a list of addresses."""
+
+    url: str = "https://oapi.dingtalk.com/robot/send"
+    access_token: SecretStr | None = Field(None, description="of the robot's webhook address; empty: not used")
+    secret: SecretStr | None = Field(None, description="signs each message; empty: the robot asks for no signature")
+    call_all: bool = Field(False, description="a critical alert calls everyone in the group")
+
+
+class WeComSettings(Group):
+    url: str = "https://qyapi.weixin.qq.com/cgi-bin/webhook/send"
+    key: SecretStr | None = Field(None, description="of the group robot's webhook address; empty: not used")
+
+
+class AlertsSettings(Group):
+    """`silkrec serve alerts`: from Alertmanager to group robots."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8085, ge=0, le=65535)
+    webhook_token: SecretStr | None = Field(
+        None, description="bearer token that Alertmanager sends; without one only this machine's loopback is bound"
+    )
+    runbook_base_url: str = Field(
+        "", description="goes before `docs/runbooks/….md` in messages, where these pages can be read; ends with a slash"
+    )
+    dingtalk: DingTalkSettings = DingTalkSettings()
+    wecom: WeComSettings = WeComSettings()
+
+
 class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -224,6 +253,7 @@ class Settings(Group):
     features: FeaturesSettings = FeaturesSettings()
     inference: InferenceSettings = InferenceSettings()
     jobs: JobsSettings = JobsSettings()
+    alerts: AlertsSettings = AlertsSettings()
     log: LogSettings = LogSettings()
     data: Schema = Field(default_factory=Schema, description="scenes, event_types, item_fields, user_fields")
 

@@ -19,8 +19,10 @@ import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from shared.errors import ConfigurationError, DatabaseUnavailable
+from shared.observability.resources import PoolUse
 from shared.settings.roots import DatabaseSettings
 
 T = TypeVar("T")
@@ -55,7 +57,9 @@ class Database:
                 f"database.url: {self.url.drivername} is not supported; use mysql+pymysql:// or sqlite://"
             )
         self.engine = _sqlite_engine(self.url.database, settings) if self.is_sqlite else _mysql_engine(url, settings)
-        self._threads = ThreadPoolExecutor(settings.pool_size, thread_name_prefix="database")
+        self._size = settings.pool_size
+        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="database")
+        self._asked = 0
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -87,7 +91,17 @@ class Database:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)` in the pool of `pool_size` threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        self._asked += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        finally:
+            self._asked -= 1
+
+    def use(self) -> PoolUse:
+        """`waiting`: calls of `run` beyond the threads there are."""
+        pool = self.engine.pool
+        in_use = pool.checkedout() if isinstance(pool, QueuePool) else 0
+        return PoolUse(in_use, self._size, max(0, self._asked - self._size))
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

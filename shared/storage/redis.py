@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared.errors import ConfigurationError
+from shared.observability.resources import PoolUse
 from shared.settings.roots import RedisSettings
 
 RedisFailure = (RedisError, OSError, TimeoutError)
@@ -33,3 +34,9 @@ def connect(url: str, settings: RedisSettings, *, timeout_ms: int) -> Redis:
     except ValueError:
         raise ConfigurationError("redis.url must start with redis://, rediss:// or unix://") from None
     return Redis(connection_pool=pool)
+
+
+def pool_use(client: Redis) -> PoolUse:
+    """Of a client that `connect` made. The library counts no one who waits: that ends within the client's time-out."""
+    pool = client.connection_pool
+    return PoolUse(len(pool._in_use_connections), pool.max_connections)

@@ -32,8 +32,11 @@ def now_us() -> int:
 
 @dataclass(slots=True)
 class _Waiting:
+    """`since`: monotonic seconds."""
+
     rows: Sequence[EventRow]
     outcomes: asyncio.Future[tuple[Outcome, ...]]
+    since: float
 
 
 class EventIngest:
@@ -72,7 +75,7 @@ class EventIngest:
                 f"{self._queued} events wait to be written (features.queue_max_events); send these again later",
                 retry_after_s=RETRY_AFTER_S,
             )
-        waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(rows, asyncio.get_running_loop().create_future(), time.monotonic())
         self._queue.append(waiting)
         self._queued += len(rows)
         self._metrics.queued.set(self._queued)
@@ -110,6 +113,9 @@ class EventIngest:
             group.append(self._queue.popleft())
         self._queued -= count
         self._metrics.queued.set(self._queued)
+        now = time.monotonic()
+        for waiting in group:
+            self._metrics.waited.observe(now - waiting.since)
         if not self._queue:
             self._arrived.clear()
         return group

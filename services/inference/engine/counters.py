@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 OUTCOMES = ("scored", "trimmed", "deadline", "cancelled", "overloaded", "error")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCH_ROWS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.068, 0.08, 0.1, 0.25, 1.0)
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 
 
@@ -71,5 +71,7 @@ class EngineCounters:
     batches_retried: int = 0
     late_batches: int = 0
     """Batches that took longer than the cost model's bound."""
+    memory_trims: int = 0
+    """Times that an idle engine gave unused device memory back."""
     swaps: int = 0
     models_refused: int = 0

@@ -15,8 +15,10 @@ from typing import cast
 
 import torch
 
+from services.inference.engine import device_memory
 from services.inference.engine.cost_store import CostStore
 from services.inference.engine.counters import EngineCounters
+from services.inference.engine.device_memory import DeviceMemory, Trimmer
 from services.inference.engine.executor import Done, Executor
 from services.inference.engine.memory import keep_freed_memory
 from services.inference.engine.model_slot import KEEP_PREVIOUS_S, ModelSlot
@@ -66,6 +68,7 @@ class Engine:
         self.slot = ModelSlot(clock, options.keep_previous_s)
         self._clock = clock
         self._checked_at = clock()
+        self._trimmer = Trimmer(self.memory, clock=clock)
         self._costs = CostStore(options.state_dir, device=self.device, precision=options.precision)
         self._waiting: dict[Ticket, asyncio.Future[InferAnswer]] = {}
         self._executor = Executor(
@@ -99,6 +102,16 @@ class Engine:
         """Median relative error of the active model's predicted batch times; 0 before there is one."""
         model = self.slot.active
         return 0.0 if model is None else model.cost.error
+
+    @property
+    def device_uuid(self) -> str:
+        """As NVML names the GPU, `GPU-…`; empty without one."""
+        if not self.device.startswith("cuda"):
+            return ""
+        return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+
+    def memory(self) -> DeviceMemory:
+        return device_memory.read(self.device)
 
     def cache_stats(self) -> CacheStats:
         caches = [model.cache for model in self.slot.models()]
@@ -261,6 +274,9 @@ class Engine:
     def _look_after(self) -> None:
         """On the device thread, when nothing is to do. A cache that contradicts itself is emptied: a score from another
         user's history is worse than a slow one."""
+        if freed := self._trimmer.idle():
+            self.counters.memory_trims += 1
+            log.info("gave %d MiB of unused device memory back", freed >> 20)
         now = self._clock()
         if now < self._checked_at + _CHECK_S:
             return

@@ -16,10 +16,13 @@ from shared.storage.tables import recommendation_items, recommendations, user_st
 
 def put_slates(connection: Connection, slates: Sequence[ServedSlate]) -> int:
     """Inserts what is not there yet, by recommendation_id, with exposures and experiment slates; the caller owns the
-    transaction. Returns how many slates were left out because their user was deleted after they were served."""
+    transaction. Returns how many slates were left out because their user was deleted after they were served.
+
+    A slate comes again after a crash, or with other items when a proxy tried a request on two servers: the first stays
+    whole, and none of the other's items is put behind its own."""
     deleted = _deleted_users(connection, {slate.user_key for slate in slates})
     kept = [slate for slate in slates if slate.served_at_us > deleted.get(slate.user_key, -1)]
-    served = [slate for slate in kept if not slate.failed]
+    served = _first_of_each(connection, [slate for slate in kept if not slate.failed])
     insert_new(connection, recommendations, [_slate_row(slate) for slate in served])
     insert_new(connection, recommendation_items, [row for slate in served for row in _item_rows(slate)])
     put_experiments(connection, kept)
@@ -54,6 +57,15 @@ def load_slate(connection: Connection, recommendation_id: str) -> ServedSlate | 
         propensity=columns[2],
         source_bits=columns[3],
     )
+
+
+def _first_of_each(connection: Connection, slates: Sequence[ServedSlate]) -> list[ServedSlate]:
+    first: dict[str, ServedSlate] = {}
+    for slate in slates:
+        first.setdefault(slate.recommendation_id, slate)
+    column = recommendations.c.recommendation_id
+    known = set(connection.scalars(select(column).where(column.in_(sorted(first)))))
+    return [slate for name, slate in first.items() if name not in known]
 
 
 def _deleted_users(connection: Connection, user_keys: Iterable[str]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from services.recommender.domain import Degradation, Query, Slate
 from services.recommender.experiments.applying import Asked
 from services.recommender.journal import Journal
 from services.recommender.routes.answers import answer, failed_record, record
+from services.recommender.routes.identities import Attempt, fresh
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.routes.requests import MAX_COUNT, RankRequest, RecommendRequest, as_logged
 from services.recommender.serving.enroller import NO_ENROLMENT, Enroller, Enrolment
@@ -47,6 +47,7 @@ class Prepared:
     arrived: float
     count: int
     route: str
+    recommendation_id: str
     enrolment: Enrolment = NO_ENROLMENT
 
     @property
@@ -101,12 +102,15 @@ class Desk:
         arrived: float,
         deadline: float,
         route: str,
+        attempt: Attempt | None,
+        place: int = 0,
         extra: int = 0,
         pointer: str = "",
     ) -> Prepared:
-        """Raises what QueryBuilder.build raises, and ValidationFailed for a bad cursor. `extra`: items that other
-        shelves may take away."""
-        state = self.holder.current()
+        """Raises what QueryBuilder.build raises, and ValidationFailed for a bad cursor. `place`: of a shelf in its
+        page; `extra`: items that other shelves may take away."""
+        state, now_us = self.holder.current(), self.now_us()
+        identity = fresh(now_us) if attempt is None else attempt.identity(place)
         cursor = None
         if isinstance(request, RankRequest):
             count = depth = len(request.input_list) if request.count is None else request.count
@@ -119,11 +123,12 @@ class Desk:
             catalogue=state.catalogue,
             count=depth,
             deadline=deadline,
-            now_us=self.now_us(),
+            now_us=now_us,
+            seed=identity.seed,
             exclude=_shown(cursor, state),
             pointer=pointer,
         )
-        return Prepared(request, query, state, cursor, arrived, count, route)
+        return Prepared(request, query, state, cursor, arrived, count, route, identity.recommendation_id)
 
     async def enrolled(self, prepared: Prepared) -> Prepared:
         """With the variants that the request meets, and the query as they and the shipped settings make it."""
@@ -193,7 +198,7 @@ class Desk:
 
     async def answer(self, prepared: Prepared, page: Page, next_cursor: str | None) -> dict[str, Any]:
         """The answer's JSON object, once the journal holds the slate or can be waited for no longer."""
-        recommendation_id = new_recommendation_id(prepared.query.now_us)
+        recommendation_id = prepared.recommendation_id
         query, slate = prepared.query, page.shown
         took_s = self.clock() - prepared.arrived
         served = record(
@@ -234,7 +239,7 @@ class Desk:
         query = prepared.query
         failed = failed_record(
             query,
-            recommendation_id=new_recommendation_id(query.now_us),
+            recommendation_id=prepared.recommendation_id,
             request=as_logged(prepared.request),
             took_us=round((self.clock() - prepared.arrived) * 1e6),
             enrolment=prepared.enrolment,
@@ -259,11 +264,6 @@ class Desk:
         }
         took_ms = round((self.clock() - prepared.arrived) * 1000, 3)
         return {**empty, **versions, "degraded_stages": [], "stage_ms": {}, "took_ms": took_ms, "validate_only": True}
-
-
-def new_recommendation_id(now_us: int) -> str:
-    """32 hex digits that begin with the time, so that new rows go to the end of the primary key."""
-    return f"{now_us // 1000:012x}{secrets.token_hex(10)}"
 
 
 def _continued(prepared: Prepared) -> Mapping[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +31,7 @@ class QueryBuilder:
         count: int,
         deadline: float,
         now_us: int,
+        seed: int,
         exclude: Int32,
         pointer: str = "",
     ) -> Query:
@@ -48,7 +48,7 @@ class QueryBuilder:
             count=count,
             deadline=deadline,
             now_us=now_us,
-            seed=secrets.randbits(63),
+            seed=seed,
             hide_seen=scene.hide_seen and not isinstance(request, RankRequest),
             context_items=_known(catalogue, request.item_ids),
             context=dict(request.context),

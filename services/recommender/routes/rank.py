@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from services.recommender.routes.answers import RankAnswer
 from services.recommender.routes.arrival import arrived
 from services.recommender.routes.desk import Desk
+from services.recommender.routes.identities import attempt_of
 from services.recommender.routes.queries import unknown_ids
 from services.recommender.routes.requests import RankRequest
 from shared.web.auth import Principal, authorize_user, require
@@ -25,7 +26,13 @@ async def rank(
     authorize_user(principal, body.user_id, body.visitor_id, body.user_token)
     desk: Desk = request.state.desk
     at = arrived(request)
-    prepared = desk.prepare(body, arrived=at, deadline=desk.deadline(at, body.deadline_ms), route="rank")
+    prepared = desk.prepare(
+        body,
+        arrived=at,
+        deadline=desk.deadline(at, body.deadline_ms),
+        route="rank",
+        attempt=await attempt_of(request, desk.now_us()),
+    )
     unknown = {"unknown_item_ids": unknown_ids(prepared.state.catalogue, body)}
     if body.validate_only:
         return JsonResponse(desk.checked(prepared) | unknown)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from services.recommender.routes.answers import BatchAnswer, SlateAnswer
 from services.recommender.routes.arrival import arrived
 from services.recommender.routes.desk import Desk, Page, Prepared
+from services.recommender.routes.identities import Attempt, attempt_of
 from services.recommender.routes.requests import BatchRequest, RecommendRequest
 from shared.contracts.history import Int32
 from shared.web.auth import Principal, authorize_user, require
@@ -26,7 +27,13 @@ async def recommend(body: RecommendRequest, request: Request, principal: Caller)
     authorize_user(principal, body.user_id, body.visitor_id, body.user_token)
     desk: Desk = request.state.desk
     at = arrived(request)
-    prepared = desk.prepare(body, arrived=at, deadline=desk.deadline(at, body.deadline_ms), route="recommend")
+    prepared = desk.prepare(
+        body,
+        arrived=at,
+        deadline=desk.deadline(at, body.deadline_ms),
+        route="recommend",
+        attempt=await attempt_of(request, desk.now_us()),
+    )
     if body.validate_only:
         return JsonResponse(desk.checked(prepared))
     prepared = await desk.enrolled(prepared)
@@ -42,7 +49,7 @@ async def recommend_batch(body: BatchRequest, request: Request, principal: Calle
         authorize_user(principal, asked.user_id, asked.visitor_id, asked.user_token)
     desk: Desk = request.state.desk
     at = arrived(request)
-    shelves = _prepare(desk, body, at)
+    shelves = _prepare(desk, body, at, await attempt_of(request, desk.now_us()))
     if body.validate_only:
         return JsonResponse(_batch([desk.checked(shelf) for shelf in shelves], desk, at))
     shelves = await asyncio.gather(*(desk.enrolled(shelf) for shelf in shelves))
@@ -61,14 +68,21 @@ async def recommend_batch(body: BatchRequest, request: Request, principal: Calle
     return JsonResponse(_batch(answers, desk, at))
 
 
-def _prepare(desk: Desk, body: BatchRequest, at: float) -> list[Prepared]:
+def _prepare(desk: Desk, body: BatchRequest, at: float, attempt: Attempt | None) -> list[Prepared]:
     """Each shelf asks for as many more items as the shelves before it may take away."""
     deadline = desk.deadline(at, body.deadline_ms)
     prepared, before = [], 0
     for place, shelf in enumerate(body.requests):
         prepared.append(
             desk.prepare(
-                shelf, arrived=at, deadline=deadline, route="batch", extra=before, pointer=f"/requests/{place}"
+                shelf,
+                arrived=at,
+                deadline=deadline,
+                route="batch",
+                attempt=attempt,
+                place=place,
+                extra=before,
+                pointer=f"/requests/{place}",
             )
         )
         before += shelf.count

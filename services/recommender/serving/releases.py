@@ -169,7 +169,10 @@ class ReleaseWatcher:
         self._holder.swap(release=opened.release, model=opened.model, index=opened.index)
         self._opened = None
         self._metrics.swaps.inc()
-        self._metrics.index_items.set(0 if opened.index is None else opened.index.item_count)
+        index = opened.index
+        self._metrics.has_model.set(opened.release.model_version is not None)
+        self._metrics.index_items.set(0 if index is None else index.item_count)
+        self._metrics.index_created.set(0 if index is None else index.manifest.created_at.timestamp())
         _log.info(
             "release taken into service",
             release=opened.release.release,

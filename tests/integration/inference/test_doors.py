@@ -453,8 +453,8 @@ def test_a_second_process_takes_neither_the_socket_nor_the_port_of_the_first(
 
 
 METRICS_PAGE = Path(__file__).resolve().parents[3] / "docs" / "operators.md"
-# Not the web's, the background tasks' and the client library's own.
-OURS = re.compile(r"silkrec_inference_(?!http_|background_)\w+(?<!_created)$")
+# Not what every service has, nor the client library's own.
+OURS = re.compile(r"silkrec_inference_(?!http_|background_|cpu_|resident_|state_|event_loop_|pool_)\w+(?<!_created)$")
 METRIC = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \| ([\w, ]*) ?\|", re.MULTILINE)
 
 

@@ -78,6 +78,16 @@ def test_the_same_slate_put_twice_changes_nothing(database: Database) -> None:
     assert kept.scene == "home"
 
 
+def test_of_two_attempts_at_one_request_the_first_stays_whole(database: Database) -> None:
+    attempts = [slate("rec-1", items=2), slate("rec-1", items=5), slate("rec-2", items=1)]
+    database.transact(lambda connection: put_slates(connection, attempts))
+    database.transact(lambda connection: put_slates(connection, [slate("rec-2", items=4)]))
+    assert count(database, recommendations) == 2
+    with database.read() as connection:
+        kept = [load_slate(connection, name) for name in ("rec-1", "rec-2")]
+    assert [len(one.item_index) for one in kept if one is not None] == [2, 1]  # type: ignore[arg-type]
+
+
 def test_what_a_dead_process_left_is_adopted_once(database: Database, tmp_path: Path) -> None:
     async def scenario() -> None:
         dead = journal(tmp_path, database)

@@ -53,3 +53,28 @@ def test_with_a_multiprocess_folder_the_values_of_all_processes_are_added(tmp_pa
             [sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=True
         )
         assert f"silkrec_features_events_total {expected}" in done.stdout.decode()
+
+
+def test_a_process_that_was_killed_takes_its_gauges_along_and_leaves_its_counts(tmp_path: Path) -> None:
+    program = (
+        "import sys; from shared.observability.metrics import Metrics\n"
+        "m = Metrics('features'); m.gauge('queue_events', 'Queue').set(7); m.counter('events_total', 'Events').inc(3)\n"
+        "sys.stdout.buffer.write(m.render()); sys.stdout.flush(); sys.stdin.readline()"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    first = start()
+    assert first.stdout is not None
+    while not (line := first.stdout.readline()).startswith("silkrec_features_queue_events "):
+        assert line, "it ended before it said anything"
+    first.kill()
+    first.communicate()
+    text, _ = start().communicate("\n", timeout=60)
+    assert "silkrec_features_queue_events 7.0" in text
+    assert "silkrec_features_events_total 6.0" in text

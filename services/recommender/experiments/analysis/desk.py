@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.recommender.experiments.analysis.build import Built, build
-from services.recommender.experiments.analysis.results import report
+from services.recommender.experiments.analysis.results import faults, report
 from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.registry.store import StoredExperiment
-from services.recommender.experiments.report import Report
+from services.recommender.experiments.report import Alarm, Report
 from shared.actions import ActionTable
 from shared.storage.database import Database
 
@@ -39,6 +39,9 @@ class Results:
 
     def of_registered(self, registered: RegisteredExperiment) -> Report:
         return report(self.database, registered, self.now_us(), known=self.known, actions=self.actions)
+
+    def faults(self, registered: RegisteredExperiment) -> tuple[Alarm, ...]:
+        return faults(self.database, registered, self.now_us(), known=self.known, actions=self.actions)
 
     def build(self, registered: RegisteredExperiment) -> Built:
         return build(self.database, registered, self.now_us(), known=self.known, actions=self.actions)

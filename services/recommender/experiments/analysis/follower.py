@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from services.recommender.experiments.analysis.desk import Results
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registered import RegisteredExperiment
+from services.recommender.metrics import ExperimentMetrics
 from shared.errors import SilkrecError
 from shared.observability.logging import get_logger
 
@@ -36,6 +37,7 @@ class AnalysisFollower:
     redis: Redis
     experiments: Callable[[], list[RegisteredExperiment]]
     interval_s: float
+    metrics: ExperimentMetrics
     status: str = "starting"
     _failed: set[str] = field(default_factory=set)
 
@@ -47,6 +49,7 @@ class AnalysisFollower:
     async def once(self) -> None:
         if not await self._may_build():
             self.status = "ok: another process builds"
+            self.metrics.show(set())  # and says what is wrong
             return
         try:
             await self.results.database.run(self._build_all)
@@ -60,10 +63,12 @@ class AnalysisFollower:
     def _build_all(self) -> None:
         now_us = self.results.now_us()
         wanted = [one for one in self.experiments() if _is_due(one, now_us)]
+        wrong: set[tuple[str, str]] = set()
         for registered in wanted:
             key = registered.definition.key
             try:
                 self.results.build(registered)
+                wrong |= {(key, alarm.code.value) for alarm in self.results.faults(registered)}
             except SilkrecError as error:
                 # One experiment with a metric that is gone must not hold up the others.
                 if key not in self._failed:
@@ -71,6 +76,7 @@ class AnalysisFollower:
                 self._failed.add(key)
             else:
                 self._failed.discard(key)
+        self.metrics.show(wrong)
 
     async def _may_build(self) -> bool:
         try:

@@ -13,7 +13,7 @@ from services.recommender.experiments.assembly import UNITS, Aggregates, assembl
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.metrics import Metric
 from services.recommender.experiments.registered import RegisteredExperiment
-from services.recommender.experiments.report import Report
+from services.recommender.experiments.report import Alarm, Report
 from shared.actions import ActionTable
 from shared.storage.database import Database
 from shared.storage.tables import (
@@ -42,6 +42,25 @@ def report(
 ) -> Report:
     """Raises DatabaseUnavailable, ValidationFailed."""
     scope = Scope.of(registered, known, actions, now_us)
+    found, wrong = _looked_at(database, registered, scope, now_us, lost_slates)
+    return assemble(registered, scope.metrics, found, wrong)
+
+
+def faults(
+    database: Database,
+    registered: RegisteredExperiment,
+    now_us: int,
+    *,
+    known: Mapping[str, Metric],
+    actions: ActionTable,
+) -> tuple[Alarm, ...]:
+    """The report's alarms without its statistics. Raises as `report`."""
+    return _looked_at(database, registered, Scope.of(registered, known, actions, now_us), now_us, 0)[1]
+
+
+def _looked_at(
+    database: Database, registered: RegisteredExperiment, scope: Scope, now_us: int, lost_slates: int
+) -> tuple[Aggregates, tuple[Alarm, ...]]:
     with database.read() as connection:
         found = read(connection, scope)
         leaked = {name: _since(connection, scope, name, at) for name, at in _killed(connection, scope)}
@@ -56,7 +75,7 @@ def report(
         running_since_us=(registered.started_at_us or 0) if running else None,
         lost_slates=lost_slates,
     )
-    return assemble(registered, scope.metrics, found, alarms(counts, now_us))
+    return found, alarms(counts, now_us)
 
 
 def read(connection: Connection, scope: Scope) -> Aggregates:
