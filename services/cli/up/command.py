@@ -34,7 +34,8 @@ def command(
     prometheus: Annotated[str, typer.Option(help="Where Prometheus serves.")] = "127.0.0.1:9090",
     alertmanager: Annotated[str, typer.Option(help="Where Alertmanager serves.")] = "127.0.0.1:9093",
     nginx_env: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="SILKREC_NGINX_ names, as infra/nginx/defaults.env.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="SILKREC_NGINX_… lines, as in defaults.env."),
     ] = None,
     infra: Annotated[Path, typer.Option(help="The clone's infra folder.", show_default=True)] = Path("infra"),
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, as systemd wants it.")] = False,

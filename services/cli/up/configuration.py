@@ -17,7 +17,7 @@ RENDER_S = 20.0
 
 
 def write(plan: Plan) -> None:
-    """Everything, and nginx's word that it can be used. Raises ConfigurationError."""
+    """Everything, and each program's word that it can be used. Raises ConfigurationError."""
     plan.made.mkdir(parents=True, exist_ok=True, mode=0o700)
     plan.logs.mkdir(parents=True, exist_ok=True)
     _write_nginx(plan)
@@ -45,7 +45,7 @@ def _write_prometheus(plan: Plan) -> None:
     source = plan.infra / "prometheus"
     told = yaml.safe_load((source / "prometheus.yml").read_text("utf-8"))
     told["rule_files"] = [str(source.resolve() / name) for name in told["rule_files"]]
-    told["alerting"]["alertmanagers"] = [_static(plan.urls()["alertmanager"])]
+    told["alerting"]["alertmanagers"] = [{"static_configs": [_static(plan.urls()["alertmanager"])]}]
     for job in told["scrape_configs"]:
         name = job["job_name"]
         if name == "silkrec":
@@ -54,7 +54,9 @@ def _write_prometheus(plan: Plan) -> None:
             job["static_configs"] = [_static(plan.urls()[name], name)]
     targets = [_static(url, name) for name, url in plan.services.items()]
     (folder / "targets.yml").write_text(yaml.safe_dump(targets))
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(told, sort_keys=False))
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(told, sort_keys=False))
+    _call(program("promtool"), "check", "config", str(path))
 
 
 def _static(url: str, service: str = "") -> dict[str, Any]:
@@ -76,7 +78,9 @@ def _write_alertmanager(plan: Plan) -> None:
             token = plan.loaded.settings.alerts.webhook_token
             if token is not None:
                 webhook["http_config"] = {"authorization": {"credentials_file": _secret(folder, token)}}
-    (folder / "alertmanager.yml").write_text(yaml.safe_dump(told, sort_keys=False))
+    path = folder / "alertmanager.yml"
+    path.write_text(yaml.safe_dump(told, sort_keys=False))
+    _call(program("amtool"), "check-config", str(path))
 
 
 def _secret(folder: Path, token: Any) -> str:

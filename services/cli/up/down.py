@@ -18,8 +18,8 @@ STOP_S = 40.0
 KILL_S = 5.0
 # All that a suite writes into its state folder. Backups, downloads and caches of other commands stay.
 DATA = (
-    "silkrec.db", "silkrec.db-wal", "silkrec.db-shm", "artifacts", "journal", "inference", "dashboard.secret", "log-key",
-    "prometheus", "alertmanager", "up", "run", "log",
+    "silkrec.db", "silkrec.db-wal", "silkrec.db-shm", "artifacts", "journal", "inference", "dashboard.secret",
+    "log-key", "prometheus", "alertmanager", "up", "run", "log",
 )  # fmt: skip
 
 

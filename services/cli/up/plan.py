@@ -91,7 +91,7 @@ def check(plan: Plan) -> None:
     """Raises ConfigurationError with what to change: a missing program, a taken port, a door that anybody could use."""
     if not (plan.infra / "nginx" / "render").is_file():
         raise ConfigurationError(f"there is no {plan.infra}/nginx/render; call `./run up` of a clone, or give --infra")
-    for name in ("nginx", "envsubst", "prometheus", "prometheus-alertmanager"):
+    for name in ("nginx", "envsubst", "prometheus", "promtool", "prometheus-alertmanager", "amtool"):
         program(name)
     check_binding(_split(plan.nginx()["LISTEN"])[0], _has_keys(plan.loaded))
     for what, address in _bound(plan):

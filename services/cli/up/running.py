@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -18,12 +19,10 @@ def published(settings: Settings) -> dict[str, str]:
     """Service to base URL, once the supervisor has said it. Raises SilkrecError."""
     deadline = time.monotonic() + SAID_S
     while True:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             told = json.loads(state_file(settings).read_text("utf-8"))
             if told["pid"] == holder(settings):
                 return {name: child["url"] for name, child in told["services"].items()}
-        except (FileNotFoundError, ValueError):
-            pass  # not written yet
         if time.monotonic() > deadline:
             raise SilkrecError(f"the supervisor does not say what it runs; see {settings.state / 'log'}")
         time.sleep(LOOK_S)
