@@ -33,6 +33,7 @@ COMMANDS = {
     "keys": "keys",
     "config": "config",
     "database": "database",
+    "backup": "backup.command",
     "doctor": "doctor",
     "simulate": "simulate.command",
     "open-bandit": "open_bandit.command",
