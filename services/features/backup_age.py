@@ -1,4 +1,4 @@
-"""Exports when the newest good backup was made. Without one there is no series, so that nobody is woken who makes none."""
+"""Exports when the newest good backup was made. Who makes none has no series, and is not woken."""
 
 from __future__ import annotations
 

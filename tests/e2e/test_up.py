@@ -14,6 +14,7 @@ import pytest
 
 from services.cli.up.down import DATA
 from tests.conftest import needed
+from tests.e2e.suite import until
 from tests.nginx import INFRA
 from tests.servers import free_port, program
 
@@ -66,6 +67,11 @@ def up(folder: Path) -> dict[str, Any]:
     return told
 
 
+def asked_by(prometheus: str) -> set[str]:
+    targets = httpx.get(f"{prometheus}/api/v1/targets", trust_env=False).json()["data"]["activeTargets"]
+    return {target["labels"]["service"] for target in targets}
+
+
 def test_up_starts_a_monitored_suite_once_and_down_leaves_its_data_but_no_process(folder: Path) -> None:
     try:
         told = up(folder)
@@ -73,9 +79,8 @@ def test_up_starts_a_monitored_suite_once_and_down_leaves_its_data_but_no_proces
             assert http.get("/ready").json()["ready"] is True
             answer = http.post("/v1/items", json={"items": [{"item_id": "i1", "title": "one"}]})
             assert answer.status_code < 300, answer.text
-        asked = httpx.get(f"{told['urls']['prometheus']}/api/v1/targets", trust_env=False).json()["data"]
-        services = {target["labels"]["service"] for target in asked["activeTargets"]}
-        assert services >= {"recommender", "features", "inference", "alerts", "prometheus", "alertmanager"}
+        expected = {"recommender", "features", "inference", "alerts", "prometheus", "alertmanager"}
+        until(lambda: asked_by(told["urls"]["prometheus"]) >= expected, "Prometheus asks all of them")
         assert up(folder) == told, "the second call says what runs"
     finally:
         ended = silkrec(folder, "down")

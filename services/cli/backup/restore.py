@@ -23,7 +23,8 @@ def restore(settings: Settings, database: Database, folder: Path, *, replace: bo
     kind = "sqlite" if database.is_sqlite else "mysql"
     if manifest.database != kind:
         raise ValidationFailed(
-            f"{folder} is of a {manifest.database} database and database.url names a {kind} one; set SILKREC_DATABASE__URL"
+            f"{folder} is of a {manifest.database} database and database.url names a {kind} one: "
+            "set SILKREC_DATABASE__URL"
         )
     held = sqlite_file.filled(Path(str(database.url.database))) if database.is_sqlite else rows.filled(database)
     if held and not replace:

@@ -49,16 +49,15 @@ def copy_out(database: Database, folder: Path) -> Exported:
 
 def copy_in(database: Database, folder: Path, serials: dict[str, int]) -> None:
     """Into empty tables of the same schema. Raises DatabaseUnavailable; nothing is written then."""
-    with _connection(database) as connection:
-        with connection.cursor() as cursor:
-            present = _tables(cursor)
-            for table in present:
-                path = folder / f"{table}.jsonl.gz"
-                if path.exists():
-                    _read(cursor, table, path)
-            connection.commit()
-            for table, serial in serials.items():
-                cursor.execute(f"ALTER TABLE `{table}` AUTO_INCREMENT = {int(serial)}")
+    with _connection(database) as connection, connection.cursor() as cursor:
+        present = _tables(cursor)
+        for table in present:
+            path = folder / f"{table}.jsonl.gz"
+            if path.exists():
+                _read(cursor, table, path)
+        connection.commit()
+        for table, serial in serials.items():
+            cursor.execute(f"ALTER TABLE `{table}` AUTO_INCREMENT = {int(serial)}")
 
 
 def drop_all(database: Database) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from shared.errors import DatabaseUnavailable
 
 FILE = "silkrec.db"
-# All pages in one step: a copy in steps begins anew with each write of another process. In WAL mode nobody waits for it.
+# All pages in one step: a copy in steps begins anew with each write of another process; in WAL mode nobody waits.
 ALL_PAGES = -1
 
 

@@ -116,14 +116,14 @@ def _has_keys(loaded: Loaded) -> bool:
 
 
 def _bound(plan: Plan) -> Iterator[tuple[str, str]]:
+    nginx = plan.nginx()
+    for name in _LISTENS:
+        yield "--listen" if name == "LISTEN" else f"{_NGINX}{name} in a file for --nginx-env", nginx[name]
     for name, url in plan.services.items():
         yield f"SILKREC_{name.upper()}__PORT", url.removeprefix("http://")
     inference = plan.loaded.settings.inference
     if inference.grpc_port > 0:
         yield "SILKREC_INFERENCE__GRPC_PORT", f"{inference.host}:{inference.grpc_port}"
-    nginx = plan.nginx()
-    for name in _LISTENS:
-        yield "--listen" if name == "LISTEN" else f"{_NGINX}{name} in a file for --nginx-env", nginx[name]
     yield "--prometheus", plan.prometheus
     yield "--alertmanager", plan.alertmanager
 
