@@ -70,7 +70,7 @@ def content(database: Database) -> dict[str, list[Any]]:
         return {
             table.name: sorted(
                 tuple(row)
-                for row in connection.execute(text(f"SELECT * FROM {table.name}"))
+                for row in connection.execute(text(f"SELECT * FROM {table.name}"))  # noqa: S608
                 if row[0] != "backup_at_us"
             )
             for table in metadata.sorted_tables
@@ -176,7 +176,7 @@ def test_a_backup_that_fails_leaves_nothing_and_tells_no_time(pair: tuple[Databa
     place = artifact(tmp_path / "old")
     (place / "model.bin").unlink()
     (place / "model.bin").symlink_to("nowhere")
-    with pytest.raises(OSError, match="nowhere|No such file"):
+    with pytest.raises(OSError, match="No such file"):
         create(settings_in(tmp_path / "old"), old, tmp_path / "backups", keep=0)
     assert list((tmp_path / "backups").iterdir()) == []
     with old.read() as connection:
