@@ -34,6 +34,7 @@ COMMANDS = {
     "config": "config",
     "database": "database",
     "backup": "backup.command",
+    "tune": "tune.command",
     "doctor": "doctor",
     "simulate": "simulate.command",
     "open-bandit": "open_bandit.command",

@@ -111,9 +111,7 @@ async def load(
     await asyncio.gather(*tasks)
 
 
-async def _one(
-    client: GrpcInferenceClient, request: Asked, due: float, tally: Tally | None, deadline_s: float
-) -> None:
+async def _one(client: GrpcInferenceClient, request: Asked, due: float, tally: Tally | None, deadline_s: float) -> None:
     try:
         if isinstance(request, EncodeRequest):
             await client.encode(request)

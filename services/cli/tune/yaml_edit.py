@@ -23,7 +23,9 @@ def set_value(text: str, path: Sequence[str], value: Any) -> str:
     except yaml.YAMLError:
         same = False
     if not same:
-        raise ConfigurationError(f"{'.'.join(path)} cannot be set without rewriting the file; set it to {value} by hand")
+        raise ConfigurationError(
+            f"{'.'.join(path)} cannot be set without rewriting the file; set it to {value} by hand"
+        )
     return changed
 
 

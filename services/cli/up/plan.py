@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def _reached(address: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _env_file(path: Path) -> Mapping[str, str]:
+def _env_file(path: Path) -> dict[str, str]:
     """NAME=VALUE lines, as infra/nginx/render reads them."""
     try:
         lines = path.read_text("utf-8").splitlines()
