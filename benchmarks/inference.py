@@ -29,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from services.cli.tune.open_loop import Asked, Shape, Tally, load, poisson, requests
 from services.inference.client import GrpcInferenceClient
 from services.inference.model.config import ModelConfig

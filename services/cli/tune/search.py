@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from services.cli.tune.trial import Row, Setting
 
-# A rate that is held is raised by half, one that is not is halved; then twice the middle is tried: 6 % apart at the end.
+# A rate that is held is raised by half, one that is not is halved; then the middle, three times.
 RAISE, BISECTIONS, MOST_TRIALS = 1.5, 2, 12
 Measure = Callable[[float], Awaitable[Row]]
 

@@ -14,8 +14,8 @@ INDENT = "  "
 
 
 def set_value(text: str, path: Sequence[str], value: Any) -> str:
-    """The text with `value` (a number, or a list of them) at `path`. Raises ConfigurationError when the file is written in
-    a way that this cannot keep: then it is to be changed by hand."""
+    """The text with `value` (a number, or a list of them) at `path`. Raises ConfigurationError when the file is written
+    in a way that this cannot keep: then it is to be changed by hand."""
     wanted = _with(yaml.safe_load(text) or {}, path, value)
     changed = _edited(text, path, json.dumps(value))
     try:
