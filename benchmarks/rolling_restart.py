@@ -2,11 +2,11 @@
 
     python -m benchmarks.rolling_restart [--rate 50] [--rounds 1] [--json FILE]
 
-Two replicas of each Python service behind a real nginx on infra/nginx's files, over one private MariaDB and Redis, with a
-small trained model. Poisson arrivals of `/v1/recommend` through nginx; latencies count from when a request was due, by the
-client's clock. Then SIGTERM and a new start for each process, one after the other once the one before is ready, and a
-reload of nginx. `failed_requests`: a 5xx or a connection error; `late_share`: answers later than 68 ms, or none. A row a
-step, and one (`steady`) of as many seconds without a restart, which says what the machine itself does.
+Two replicas of each Python service behind a real nginx on infra/nginx's files, over one private MariaDB and Redis, with
+a small trained model. Poisson arrivals of `/v1/recommend` through nginx; latencies count from when a request was due, by
+the client's clock. Then SIGTERM and a new start for each process, one after the other once the one before is ready, and
+a reload of nginx. `failed_requests`: a 5xx or a connection error; `late_share`: answers later than 68 ms, or none. A row
+a step, and one (`steady`) without a restart, which says what the machine itself does.
 """
 
 from __future__ import annotations
@@ -141,14 +141,14 @@ def _started(stack: contextlib.ExitStack, name: str, number: int, folder: Path, 
     replica = Replica(name, number, folder, shared)
     ready = replica.answers
     # An engine without a model and a recommender without a release are alive, not ready.
-    replica.answers = lambda: httpx_alive(replica.port)
+    replica.answers = lambda: is_alive(replica.port)
     replica.start()
     replica.answers = ready
     stack.callback(replica.stop)
     return replica
 
 
-def httpx_alive(port: int) -> bool:
+def is_alive(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False).status_code == httpx.codes.OK
     except httpx.HTTPError:
@@ -161,8 +161,9 @@ def _servers(replicas: Sequence[Replica]) -> str:
 
 def _fill(folder: Path, front: Nginx, environment: dict[str, str]) -> None:
     told = {**os.environ, **environment, "SILKREC_STATE_DIR": str(folder / "cli")}
+    assert front.process is not None
     with httpx.Client(base_url=front.url, timeout=20, trust_env=False) as http:
-        suite = Suite(folder, told, None, http, {})
+        suite = Suite(folder, told, front.process, http, {})
         fill(suite)
         train_and_promote(suite)
 
