@@ -2,11 +2,11 @@
 
     python -m benchmarks.rolling_restart [--rate 50] [--rounds 1] [--json FILE]
 
-Two replicas of each Python service behind a real nginx on infra/nginx's files, over one private MariaDB and Redis, with
-a small trained model. Poisson arrivals of `/v1/recommend` through nginx; latencies count from when a request was due, by
-the client's clock. Then SIGTERM and a new start for each process, one after the other once the one before is ready, and
-a reload of nginx. `failed_requests`: a 5xx or a connection error; `late_share`: answers later than 68 ms, or none. A row
-a step, and one (`steady`) without a restart, which says what the machine itself does.
+Two replicas of each Python service behind a real nginx on infra/nginx's files, over one private MariaDB and Redis,
+with a small trained model. Poisson arrivals of `/v1/recommend` through nginx; latencies count from when a request was
+due, by the client's clock. Then SIGTERM and a new start for each process, one after the other once the one before is
+ready, and a reload of nginx. `failed_requests`: a 5xx or a connection error; `late_share`: answers later than 68 ms, or
+none. A row a step, and one (`steady`) without a restart, which says what the machine itself does.
 """
 
 from __future__ import annotations
@@ -193,12 +193,14 @@ class Load:
 
     async def run(self) -> None:
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
-        async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S, trust_env=False, limits=limits) as http:
-            async with asyncio.TaskGroup() as tasks:
-                begin = time.perf_counter()
-                for after in poisson(self._rate, 3600):
-                    await asyncio.sleep(max(0.0, begin + after - time.perf_counter()))
-                    tasks.create_task(ask(http, begin + after, self.step or Step("warm-up")))
+        async with (
+            httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S, trust_env=False, limits=limits) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
+            begin = time.perf_counter()
+            for after in poisson(self._rate, 3600):
+                await asyncio.sleep(max(0.0, begin + after - time.perf_counter()))
+                tasks.create_task(ask(http, begin + after, self.step or Step("warm-up")))
 
 
 async def rounds(world_: World, rate: float, count: int) -> list[Step]:

@@ -120,7 +120,7 @@ def _conclude(
 ) -> None:
     path = loaded.config_file or Path(DEFAULT_FILE).resolve()
     before = path.read_text("utf-8") if path.exists() else ""
-    after = before if found is None else _written(before, found.setting, _preferred(loaded, found.setting))
+    after = before if found is None else _written(before, loaded, found.setting)
     if not as_json:
         _show(rows, found, slo_ms)
         typer.echo(f"plot: {plot_file}")
@@ -139,10 +139,15 @@ def _conclude(
         )
 
 
-def _written(text: str, setting: Setting, preferred: tuple[int, ...]) -> str:
+def _written(text: str, loaded: Loaded, setting: Setting) -> str:
+    """Preferred sizes that somebody wrote down must fit; defaults give way by themselves."""
     text = set_value(text, (*GROUP, "max_batch_size"), setting.max_batch_size)
     text = set_value(text, (*GROUP, "max_queue_delay_ms"), setting.max_queue_delay_ms)
-    return set_value(text, (*GROUP, "preferred_batch_size"), list(preferred))
+    preferred = _preferred(loaded, setting)
+    name = ".".join((*GROUP, "preferred_batch_size"))
+    if name in loaded.origin and preferred != loaded.settings.inference.dynamic_batching.preferred_batch_size:
+        text = set_value(text, (*GROUP, "preferred_batch_size"), list(preferred))
+    return text
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from services.cli.tune.trial import Row, Setting
 
-# A rate that is held is raised by half, one that is not is halved; then the middle, three times.
-RAISE, BISECTIONS, MOST_TRIALS = 1.5, 2, 12
+# A rate that is held is doubled, one that is not is halved; then the middle of both, three times: 1/8 of the step.
+BISECTIONS, MOST_TRIALS = 3, 14
 Measure = Callable[[float], Awaitable[Row]]
 
 
@@ -27,7 +27,7 @@ async def ladder(measure: Measure, start: float) -> list[Row]:
             bisections += 1
             rate = round((held + lost) / 2, 1)
         else:
-            rate = round(rate * RAISE if held else rate / 2, 1)
+            rate = round(rate * 2 if held else rate / 2, 1)
         if rate < 1:
             break
     return rows

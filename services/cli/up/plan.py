@@ -53,8 +53,8 @@ class Plan:
 
     def nginx(self) -> dict[str, str]:
         """The SILKREC_NGINX_ values, without their prefix: infra's defaults, then ours, then the operator's."""
-        told = _env_file(self.infra / "nginx" / "defaults.env") | self.own_nginx()
-        return told | (_env_file(self.nginx_env) if self.nginx_env is not None else {})
+        theirs = {} if self.nginx_env is None else _env_file(self.nginx_env)
+        return {**_env_file(self.infra / "nginx" / "defaults.env"), **self.own_nginx(), **theirs}
 
     def own_nginx(self) -> dict[str, str]:
         settings = self.loaded.settings
