@@ -74,9 +74,7 @@ def _block(path: Sequence[str], value: str, indent: str) -> str:
 
 def _end(text: str, node: yaml.Node) -> int:
     """A block's end mark is where the next token begins, behind blank lines and comments."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style:
-        return int(node.end_mark.index)
-    if not node.value:
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
         return int(node.end_mark.index)
     last = node.value[-1]
     return _end(text, last[1] if isinstance(last, tuple) else last)
