@@ -25,132 +25,45 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from services.cli.tune.open_loop import Asked, Shape, Tally, load, poisson, requests
 from services.inference.client import GrpcInferenceClient
 from services.inference.model.config import ModelConfig
-from shared.contracts.history import pack
-from shared.contracts.inference import EncodeRequest, RankRequest
-from shared.errors import SilkrecError
 from tests.inference_process import inference_process
 
 DEADLINE_S = 0.068
-ITEMS, ROWS, POOL = 20_000, (20, 200), 512
+ITEMS, ROWS = 20_000, (20, 200)
 MODEL = ModelConfig(vocabulary=ITEMS, actions=(1, 2, 3, 4, 5), d_model=64, n_layers=2, max_history=200)
-WARM_UP_S = 1.0
 ROUNDS = 3
 ENCODES = 4
 
 
-@dataclass
-class Tally:
-    """One mode at one rate, all rounds together. `ms`: latencies of answers with at least one score."""
-
-    seconds: float = 0.0
-    sent: int = 0
-    whole: int = 0
-    partial: int = 0
-    unscored: int = 0
-    failed: int = 0
-    good: int = 0
-    in_time: int = 0
-    ms: list[float] = field(default_factory=list)
-
-    def row(self, workload: str, mode: str, rate: float) -> dict[str, Any]:
-        p50, p95, p99 = np.percentile(self.ms, [50, 95, 99]) if self.ms else (float("nan"),) * 3
-        return {
-            "workload": workload,
-            "mode": mode,
-            "rate": rate,
-            "sent": self.sent,
-            "p50_ms": round(float(p50), 2),
-            "p95_ms": round(float(p95), 2),
-            "p99_ms": round(float(p99), 2),
-            "goodput": round(self.good / self.seconds, 1),
-            "in_time": round(self.in_time / max(self.sent, 1), 4),
-            "whole": self.whole,
-            "partial": self.partial,
-            "unscored": self.unscored,
-            "failed": self.failed,
-        }
+def shape(candidates: int) -> Shape:
+    """No candidates: encoding."""
+    return Shape(ITEMS, MODEL.actions, ROWS, candidates, DEADLINE_S)
 
 
-def requests(seed: int, candidates: int) -> list[RankRequest | EncodeRequest]:
-    """A pool made beforehand: making one costs as much as sending it. No candidates: encoding."""
-    numbers = np.random.default_rng(seed)
-    made: list[RankRequest | EncodeRequest] = []
-    for user in range(POOL):
-        rows = int(numbers.integers(*ROWS, endpoint=True))
-        times = 1_700_000_000 + np.cumsum(numbers.integers(1, 50_000, rows))
-        history = pack(numbers.integers(0, ITEMS, rows), numbers.integers(1, 6, rows), times)
-        deadline_us = int(DEADLINE_S * 1e6)
-        if candidates:
-            candidate = numbers.integers(0, ITEMS, candidates, dtype=np.int32)
-            made.append(RankRequest(f"u:{user}", history, candidate, int(times[-1]) + 60, deadline_us))
-        else:
-            made.append(EncodeRequest(f"u:{user}", history, deadline_us))
-    return made
-
-
-async def one(
-    client: GrpcInferenceClient, request: RankRequest | EncodeRequest, due: float, tally: Tally | None
-) -> None:
-    try:
-        if isinstance(request, EncodeRequest):
-            await client.encode(request)
-            scored, wanted = 1, 1
-        else:
-            result = await client.rank(request)
-            scored, wanted = int(result.scored.sum()), len(result.scored)
-    except SilkrecError:
-        if tally is not None:
-            tally.failed += 1
-        return
-    seconds = time.perf_counter() - due
-    if tally is None:
-        return
-    tally.whole += scored == wanted
-    tally.partial += 0 < scored < wanted
-    tally.unscored += scored == 0
-    tally.good += scored == wanted and seconds <= DEADLINE_S
-    tally.in_time += scored > 0 and seconds <= DEADLINE_S
-    if scored:
-        tally.ms.append(seconds * 1e3)
-
-
-async def load(
-    client: GrpcInferenceClient,
-    pool: Sequence[RankRequest | EncodeRequest],
-    arrivals: Sequence[float],
-    seconds: float,
-    tally: Tally,
-) -> None:
-    """`arrivals` in seconds from now; what comes in the first WARM_UP_S is not counted."""
-    begin = time.perf_counter()
-    tasks: set[asyncio.Task[None]] = set()
-    for number, after in enumerate(arrivals):
-        await asyncio.sleep(max(0.0, begin + after - time.perf_counter()))
-        counts = after >= WARM_UP_S
-        tally.sent += counts
-        asked = one(client, pool[number % len(pool)], begin + after, tally if counts else None)
-        task = asyncio.create_task(asked)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    tally.seconds += seconds
-    await asyncio.gather(*tasks)
-
-
-def poisson(rate: float, seconds: float) -> list[float]:
-    """Arrival times until `seconds` after the warm-up."""
-    count = int(2 * rate * (WARM_UP_S + seconds)) + 50
-    times = np.cumsum(np.random.default_rng(random.getrandbits(32)).exponential(1 / rate, count))
-    return [float(at) for at in times[times < WARM_UP_S + seconds]]
+def row_of(tally: Tally, workload: str, mode: str, rate: float) -> dict[str, Any]:
+    """One mode at one rate, all rounds together."""
+    p50, p95, p99 = tally.percentiles()
+    return {
+        "workload": workload,
+        "mode": mode,
+        "rate": rate,
+        "sent": tally.sent,
+        "p50_ms": round(p50, 2),
+        "p95_ms": round(p95, 2),
+        "p99_ms": round(p99, 2),
+        "goodput": round(tally.goodput, 1),
+        "in_time": round(tally.in_time / max(tally.sent, 1), 4),
+        "whole": tally.whole,
+        "partial": tally.partial,
+        "unscored": tally.unscored,
+        "failed": tally.failed,
+    }
 
 
 @contextlib.contextmanager
@@ -166,7 +79,7 @@ def burning(count: int) -> Iterator[None]:
 
 async def compare(targets: dict[str, str], options: argparse.Namespace) -> list[dict[str, Any]]:
     clients = {mode: GrpcInferenceClient([target]) for mode, target in targets.items()}
-    pools = {"rank": requests(1, options.candidates), "encode": requests(1, 0)}
+    pools = {"rank": requests(1, shape(options.candidates)), "encode": requests(1, shape(0))}
     rows: list[dict[str, Any]] = []
     gc.collect()
     gc.freeze()
@@ -175,7 +88,7 @@ async def compare(targets: dict[str, str], options: argparse.Namespace) -> list[
             for rate in options.rates:
                 rate = rate * (ENCODES if workload == "encode" else 1)
                 for mode, tally in (await round_robin(clients, pool, rate, options.seconds)).items():
-                    rows.append(tally.row(workload, mode, rate))
+                    rows.append(row_of(tally, workload, mode, rate))
                     print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     finally:
         for client in clients.values():
@@ -184,13 +97,13 @@ async def compare(targets: dict[str, str], options: argparse.Namespace) -> list[
 
 
 async def round_robin(
-    clients: dict[str, GrpcInferenceClient], pool: Sequence[RankRequest | EncodeRequest], rate: float, seconds: float
+    clients: dict[str, GrpcInferenceClient], pool: Sequence[Asked], rate: float, seconds: float
 ) -> dict[str, Tally]:
     tallies = {mode: Tally() for mode in clients}
     for _ in range(ROUNDS):
         arrivals = poisson(rate, seconds / ROUNDS)
         for mode in random.sample(list(clients), len(clients)):
-            await load(clients[mode], pool, arrivals, seconds / ROUNDS, tallies[mode])
+            await load(clients[mode], pool, arrivals, seconds / ROUNDS, tallies[mode], DEADLINE_S)
     return tallies
 
 

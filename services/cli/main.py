@@ -21,6 +21,8 @@ EXIT_INTERRUPTED = 130
 # name: module under services.cli; it has `app` (a group of commands) or `command` (one).
 COMMANDS = {
     "serve": "serve",
+    "up": "up.command",
+    "down": "up.down",
     "demo": "demo.command",
     "data": "data",
     "schema": "schema",
@@ -32,6 +34,8 @@ COMMANDS = {
     "keys": "keys",
     "config": "config",
     "database": "database",
+    "backup": "backup.command",
+    "tune": "tune.command",
     "doctor": "doctor",
     "simulate": "simulate.command",
     "open-bandit": "open_bandit.command",

@@ -138,7 +138,7 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: 
     settings.socket_path(service.name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     host, port = service.address(settings)
     check_binding(host, _prepare_database(settings) if guarded is None else guarded)
-    listener = listen(host, port, f"{service.name}.port")
+    listener = bind(host, port, f"{service.name}.port")
     build = importlib.import_module(service.module).build
     config = uvicorn.Config(
         build(loaded),
@@ -161,14 +161,14 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: 
         raise ConfigurationError(f"{service.name} could not start; its log above says why")
 
 
-def listen(host: str, port: int, setting: str) -> socket.socket:
-    """Bound before anything else starts, so that a taken port is one clear line."""
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """Bound before anything else starts, so that a taken port is one clear line. It listens once the service has
+    started: a proxy let in earlier would wait for its answer, and one that is refused asks the next server at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host.strip("[]"), port))
-        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         variable = "SILKREC_" + setting.upper().replace(".", "__")

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from services.features.backup_age import BackupAge
 from services.features.feedback.service import FeedbackService
 from services.features.ingest.group import EventIngest
 from services.features.ingest.marks import MarkCleaner
@@ -86,6 +87,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         tasks.start("sweeper", sweeper.run)
         users.start(tasks)
         Purge(database, settings.features, metrics).start(tasks)
+        tasks.start("backup age", BackupAge(database, metrics).run)
         pools = {"database": database.use, "redis_write": lambda: pool_use(redis)}
         tasks.start("resources", ResourceMetrics(metrics, state=settings.state, pools=pools).run)
         yield {

@@ -26,31 +26,39 @@ LOCK_WAIT_S = 600
 def pending(database: Database) -> bool:
     """Is the schema older than this release's, or absent? Raises ConfigurationError when it is newer."""
     scripts = ScriptDirectory.from_config(_config())
-    with database.read() as connection:
-        now = MigrationContext.configure(connection).get_current_revision()
+    now = revision(database)
     if now is not None:
         _known(scripts, now)
     return now != scripts.get_current_head()
 
 
-def upgrade(database: Database) -> None:
-    """Applies what is missing, one process at a time. Raises DatabaseUnavailable, ConfigurationError."""
+def revision(database: Database) -> str | None:
+    """Of the schema that the database has; None: none yet."""
+    with database.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(database: Database, to: str = "head") -> None:
+    """Applies what is missing, one process at a time; `to`: an earlier revision, for an empty database. Raises
+    DatabaseUnavailable, ConfigurationError."""
+    if to != "head":
+        _known(ScriptDirectory.from_config(_config()), to)
     if not pending(database):
         return
     if database.is_sqlite:  # its own write lock excludes others
         with database.write() as connection:
-            _apply(connection)
+            _apply(connection, to)
         return
     with database.read() as connection, _alone(connection):
-        _apply(connection)
+        _apply(connection, to)
         # Before the lock goes: who gets it next must see the new revision, or it makes the same tables again.
         connection.commit()
 
 
-def _apply(connection: Connection) -> None:
+def _apply(connection: Connection, to: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
 
 
 def _config() -> Config:
@@ -60,12 +68,12 @@ def _config() -> Config:
     return config
 
 
-def _known(scripts: ScriptDirectory, revision: str) -> None:
+def _known(scripts: ScriptDirectory, name: str) -> None:
     try:
-        scripts.get_revision(revision)
+        scripts.get_revision(name)
     except CommandError:
         raise ConfigurationError(
-            f"the database has schema {revision}, which this release does not know: it is newer; upgrade SilkRec"
+            f"the database has schema {name}, which this release does not know: it is newer; upgrade SilkRec"
         ) from None
 
 

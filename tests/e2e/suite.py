@@ -138,15 +138,22 @@ def event(user_id: str, number: int, *, item: int | None = None, at: datetime | 
     }
 
 
+def declare(folder: Path) -> Path:
+    """The shop's silkrec.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "silkrec.yaml"
+    path.write_text(yaml.safe_dump(_DECLARED))
+    return path
+
+
 @contextlib.contextmanager
 def serve_all(folder: Path, **settings: str) -> Iterator[Suite]:
     """Ready to answer. `settings`: environment variables without their SILKREC_ prefix."""
     ports = {name: free_port() for name in ("recommender", "features", "inference", "grpc", "jobs")}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "silkrec.yaml").write_text(yaml.safe_dump(_DECLARED))
+    config = declare(folder)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SILKREC_")},
-        "SILKREC_CONFIG": str(folder / "silkrec.yaml"),
+        "SILKREC_CONFIG": str(config),
         "SILKREC_RECOMMENDER__PORT": str(ports["recommender"]),
         "SILKREC_FEATURES__PORT": str(ports["features"]),
         "SILKREC_INFERENCE__PORT": str(ports["inference"]),

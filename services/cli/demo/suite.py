@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from services.cli.supervisor import last_line
 from shared.errors import SilkrecError
 
 READY_S = 60.0
@@ -103,7 +104,7 @@ def _wait_ready(place: Place, process: subprocess.Popen[bytes], log: Path) -> No
     with httpx.Client(trust_env=False, timeout=2.0) as http:
         while waiting:
             if process.poll() is not None:
-                raise SilkrecError(f"the suite did not start: {_last_line(log)}")
+                raise SilkrecError(f"the suite did not start: {last_line(log)}")
             if time.monotonic() > deadline:
                 raise SilkrecError(f"{', '.join(waiting)} not ready within {READY_S:.0f} s; see {place.logs}/")
             for service, path in list(waiting.items()):
@@ -111,11 +112,6 @@ def _wait_ready(place: Place, process: subprocess.Popen[bytes], log: Path) -> No
                     if http.get(url_of(place, service) + path).status_code == httpx.codes.OK:
                         del waiting[service]
             time.sleep(0.1)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1][:300]} (more in {log})" if lines else f"see {log}"
 
 
 def _free_port(first: int, taken: Sequence[int] | set[int]) -> int:

@@ -32,13 +32,8 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for rule in rules() if "alert" in rule]
 
 
-def expected_elsewhere() -> dict[str, set[str]]:
-    told = yaml.safe_load((PROMETHEUS / "expected.yml").read_text("utf-8"))
-    return {name: set(about["labels"]) for name, about in told.items()}
-
-
 def test_every_metric_in_a_rule_is_declared_with_the_labels_it_is_chosen_by() -> None:
-    known = declared() | expected_elsewhere()
+    known = declared()
     used = set()
     for rule in rules():
         for name, matchers in _METRIC.findall(rule["expr"]):
@@ -47,11 +42,6 @@ def test_every_metric_in_a_rule_is_declared_with_the_labels_it_is_chosen_by() ->
             chosen = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
             assert chosen <= known[name] | ADDED, f"{name} has no label {chosen - known[name]}"
     assert len(used) > 20, "the rules were read"
-
-
-def test_what_is_expected_elsewhere_is_named_there_only_while_it_is_missing() -> None:
-    both = expected_elsewhere().keys() & declared().keys()
-    assert not both, f"declared in the code now: take {', '.join(sorted(both))} out of expected.yml"
 
 
 def test_names_chosen_by_a_pattern_exist() -> None:
