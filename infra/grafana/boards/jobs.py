@@ -16,7 +16,7 @@ BOARD = Board(
                     "Jobs under way",
                     "Neither finished nor cancelled; counted in the database.",
                     "short",
-                    (Query(f"max by (job_type) ({P}_running_jobs)", "{{{{job_type}}}}"),),
+                    (Query(f"max by (job_type) ({P}_running_jobs)", "{{job_type}}"),),
                 ),
                 Panel(
                     "Chunks due",
