@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pytest
 import typer
 
 from services.cli.main import app
@@ -18,11 +17,6 @@ from shared.settings.roots import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 INFRA = REPOSITORY / "infra"
-# Files under infra/ point at each other; some folders come with another change.
-needs_neighbours = pytest.mark.skipif(
-    not (INFRA / "nginx").is_dir() or not hasattr(Settings().jobs, "port"),
-    reason="infra/nginx, infra/prometheus or services/recommender/jobs is not here yet",
-)
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:

@@ -13,7 +13,7 @@ import sqlalchemy
 import yaml
 
 from shared.settings.roots import Settings
-from tests.unit.infra.parts import INFRA, assert_is_command, needs_neighbours, run, settings_of
+from tests.unit.infra.parts import INFRA, assert_is_command, run, settings_of
 
 COMPOSE = INFRA / "compose.yaml"
 # What compose-spec knows of a service, in so far as we use it: a misspelt key would be ignored by nobody but us.
@@ -88,7 +88,6 @@ def environment(name: str) -> dict[str, str]:
     return {key: filled(value) for key, value in services()[name].get("environment", {}).items()}
 
 
-@needs_neighbours
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_gets_settings_that_exist_and_is_asked_where_it_listens(name: str, tmp_path: Path) -> None:
     settings: Settings = settings_of(environment(name), tmp_path)
@@ -113,7 +112,6 @@ def test_the_database_is_asked_over_tls_without_which_mysqls_own_sign_in_fails(t
     assert told["password"] == "secret"
 
 
-@needs_neighbours
 def test_what_is_mounted_exists_and_may_be_run_where_it_must() -> None:
     for service in services().values():
         for volume in service.get("volumes", []):
@@ -123,7 +121,6 @@ def test_what_is_mounted_exists_and_may_be_run_where_it_must() -> None:
         assert (INFRA / file).is_file()
 
 
-@needs_neighbours
 def test_nginx_is_told_what_its_templates_ask() -> None:
     known = re.findall(r"^(\w+)=", (INFRA / "nginx" / "defaults.env").read_text(), re.MULTILINE)
     told = services()["nginx"]["environment"]
@@ -138,7 +135,6 @@ def test_nginx_is_told_what_its_templates_ask() -> None:
     assert (INFRA / "nginx" / "servers.envsh").stat().st_mode & 0o111, "chmod +x infra/nginx/servers.envsh"
 
 
-@needs_neighbours
 def test_prometheus_and_alertmanager_meet_where_their_files_say() -> None:
     """One loopback for three: the files under infra/ name it."""
     for name in ("alertmanager", "alerts"):

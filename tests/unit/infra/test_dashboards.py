@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from infra.grafana.boards import BOARDS
 from infra.grafana.generate import differing
 from infra.grafana.panels import COLUMNS, Panel, as_json
-from shared.observability.metrics import Metrics
-from tests.unit.infra.parts import INFRA, needs_neighbours, run
+from tests.unit.infra.declared import declared
+from tests.unit.infra.parts import INFRA, run
 
 GRAFANA = INFRA / "grafana"
 # What a scrape adds.
@@ -35,16 +33,6 @@ def queries() -> list[tuple[str, str, str]]:
     return [
         (f"{board}: {panel.title}", query.expr, query.legend) for board, panel in panels() for query in panel.queries
     ]
-
-
-def known() -> dict[str, set[str]]:
-    """Every metric's labels, as the code declares them."""
-    declared: dict[str, set[str]] = importlib.import_module("tests.unit.infra.declared").declared()
-    metrics = Metrics("jobs")
-    own = metrics.registry = CollectorRegistry()
-    importlib.import_module("services.recommender.jobs.metrics").JobMetrics(metrics)
-    jobs = {name: set(getattr(collector, "_labelnames", ())) for name, collector in own._names_to_collectors.items()}
-    return declared | jobs
 
 
 def test_files_are_what_the_code_makes() -> None:
@@ -76,9 +64,8 @@ def test_no_two_panels_lie_upon_each_other() -> None:
             taken |= cells
 
 
-@needs_neighbours
 def test_every_metric_is_declared_with_the_labels_that_are_asked_for() -> None:
-    there, used = known(), set()
+    there, used = declared(), set()
     for where, expr, legend in queries():
         names = re.findall(r"\bsilkrec_\w+", expr)
         assert names or "up{" in expr, where

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import operator
 import re
@@ -21,9 +20,9 @@ from services.inference.frames import socket_beside
 from shared.observability.metrics import Metrics
 from shared.settings.roots import Settings
 from shared.web.middleware import RequestMetrics
-from tests.unit.infra.parts import INFRA, assert_is_command, needs_neighbours, run, settings_of
+from tests.unit.infra.declared import declared
+from tests.unit.infra.parts import INFRA, assert_is_command, run, settings_of
 
-pytestmark = needs_neighbours
 K8S = INFRA / "k8s"
 OVERLAYS = ("cpu", "gpu", "local")
 VERSION = "1.34"
@@ -228,11 +227,11 @@ def test_what_scales_a_deployment_is_made_by_the_adapter_of_metrics_that_service
     assert not of_kind("local", "HorizontalPodAutoscaler")
     for overlay in ("cpu", "gpu"):
         assert "replicas" not in of_kind(overlay, "Deployment")["recommender"]["spec"], "the autoscaler's alone"
-    declared = importlib.import_module("tests.unit.infra.declared").declared()
+    known = declared()
     for rule in rules:
         query = rule["metricsQuery"] + rule["seriesQuery"]
         names = set(re.findall(r"silkrec_\w+", query))
-        assert names <= declared.keys()
+        assert names <= known.keys()
     metrics = Metrics("recommender")
     RequestMetrics(metrics).total.labels("POST", "/v1/recommend", "200").inc()
     assert b'route="/v1/recommend"' in metrics.render()
