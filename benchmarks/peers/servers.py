@@ -121,9 +121,8 @@ def _peer(kind: str, settings: Settings, folder: Path, model: Path) -> Iterator[
 
 
 def _tied() -> list[str]:
-    """A session of its own, so that `_end` finds whatever the server left behind, and an end with the benchmark; where
-    util-linux is there to do so."""
-    return ["setsid", "setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") and shutil.which("setsid") else []
+    """An end with the benchmark, where util-linux is there to do so."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def _asker(kind: str, port: int, grpc_port: int) -> Callable[[], Asker]:
