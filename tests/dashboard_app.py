@@ -18,6 +18,7 @@ from services.recommender.experiments.dashboard.view.results import is_blocked
 from services.recommender.experiments.definitions import Status
 from services.recommender.experiments.registered import RegisteredExperiment
 from services.recommender.experiments.report import Health, Report
+from services.recommender.jobs.desk import JobDesk
 from shared.errors import Conflict, NotFound
 from shared.observability.metrics import Metrics
 from shared.settings.roots import DashboardSettings, Settings
@@ -184,6 +185,8 @@ def application(
     keys: FakeKeys | None = None,
     settings: DashboardSettings | None = None,
     now_s: Callable[[], float] = lambda: NOW_US / 1e6,
+    *,
+    jobs: JobDesk | None = None,
 ) -> FastAPI:
     """`keys` None: none are set up, and the dashboard is open to this machine."""
     metrics = Metrics("test")
@@ -192,6 +195,7 @@ def application(
         "settings": root,
         "keys": keys or FakeKeys({}),
         "dashboard": Dashboard(port, SignIn(settings or DashboardSettings(), SECRET), now_s),
+        "jobs": jobs,
     }
 
     @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from services.recommender.experiments.dashboard import assets, changes, create, downloads, phases, users
+from services.recommender.experiments.dashboard import assets, changes, create, downloads, jobs, phases, users
 from services.recommender.experiments.dashboard.access import sessions
 from services.recommender.experiments.dashboard.access.sign_in import SESSION_COOKIE
 from services.recommender.experiments.dashboard.guard import PageRoute, anyone, dashboard_of, form_of, safe_next, viewer
@@ -26,7 +26,7 @@ def router() -> APIRouter:
     pages.add_api_route("/sign-in", sign_in, methods=["POST"])
     pages.add_api_route("/sign-out", sign_out, methods=["POST"])
     pages.add_api_route("/static/{name}", assets.answer, methods=["GET"])
-    for part in (create, downloads, changes, phases, users):
+    for part in (create, downloads, changes, phases, users, jobs):
         part.add_to(pages)
     pages.add_api_route("/experiments/{key}", experiment, methods=["GET"])
     pages.add_api_route("/{rest:path}", nothing, methods=["GET", "POST"])
