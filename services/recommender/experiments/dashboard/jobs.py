@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -48,8 +48,8 @@ async def job(request: Request, job_id: str) -> Response:
     shown = as_shown(seen, detail=True)
     context = {
         "row": _row(seen, visit.f),
-        "params": [(name, str(value)) for name, value in shown["params"].items()],
-        "output": [(name, str(value)) for name, value in shown["output"].items()],
+        "params": _facts(shown["params"]),
+        "output": _facts(shown["output"]),
         "job": seen.job,
         "parked": shown["parked"],
         "failures": shown["failures"],
@@ -97,6 +97,12 @@ def _row(seen: Seen, f: Formats) -> dict[str, Any]:
         "finished_at_us": job.finished_at_us,
         "actor": job.actor,
     }
+
+
+def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in values.items()
+    ]
 
 
 def _duration(seconds: float) -> str:
