@@ -41,6 +41,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sync(path: Path) -> None:
+    """To the disk: a file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class ArtifactStore:
     """`root` is the folder that `artifacts.url` names."""
 
@@ -67,10 +76,10 @@ class ArtifactStore:
         target = staged / MANIFEST_NAME
         target.write_text(complete.model_dump_json(indent=2) + "\n", "utf-8")
         for path in (*staged.iterdir(), staged):
-            _sync(path)
+            sync(path)
         final = self.folder(type(manifest), manifest.version)
         staged.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         return complete
 
     def manifest(self, kind: type[M], version: str) -> M:
@@ -108,11 +117,3 @@ class ArtifactStore:
         if not root.is_dir():
             return []
         return sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and (p / MANIFEST_NAME).is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

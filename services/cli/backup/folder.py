@@ -4,7 +4,6 @@ whole: it is made beside, synced, and renamed."""
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.errors import ArtifactError
-from shared.storage.artifacts import sha256_of
+from shared.storage.artifacts import sha256_of, sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -90,11 +89,3 @@ def verified(folder: Path) -> BackupManifest:
 def backups(root: Path) -> list[Path]:
     """Whole ones, oldest first."""
     return sorted(path.parent for path in root.glob(f"{PREFIX}*/{MANIFEST}"))
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from services.cli.backup import rows, sqlite_file
 from services.cli.backup.create import KINDS
-from services.cli.backup.folder import BackupManifest, sync, verified
+from services.cli.backup.folder import BackupManifest, verified
 from shared.errors import Conflict, ValidationFailed
 from shared.settings.roots import Settings
 from shared.storage import migrate
-from shared.storage.artifacts import MANIFEST_NAME, sha256_of
+from shared.storage.artifacts import MANIFEST_NAME, sha256_of, sync
 from shared.storage.database import Database
 
 

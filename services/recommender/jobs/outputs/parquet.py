@@ -9,8 +9,6 @@ lost are never named, and go when the job is published.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +21,10 @@ import pyarrow.parquet as pq
 from services.recommender.jobs.outputs.made import Made
 from shared.errors import ArtifactError
 from shared.identity import split_user_key
+from shared.storage.artifacts import sha256_of, sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_READ = 1 << 20
 SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
@@ -51,12 +49,12 @@ def stage(folder: Path, chunk: int, token: int, made: Made) -> Mapping[str, Any]
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         pq.write_table(_table(made), draft, compression="zstd")
-        _sync(draft)
-        digest, size = _sha256(draft), draft.stat().st_size
+        sync(draft)
+        digest, size = sha256_of(draft), draft.stat().st_size
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    _sync(parts)
+    sync(parts)
     return {"file": f"parts/{path.name}", "rows": len(made.slates), "bytes": size, "sha256": digest}
 
 
@@ -65,15 +63,15 @@ def publish(folder: Path, job: Mapping[str, Any], parts: Sequence[Mapping[str, A
     same. Raises ArtifactError, OSError."""
     for part in parts:
         path = folder / part["file"]
-        if not path.is_file() or path.stat().st_size != part["bytes"] or _sha256(path) != part["sha256"]:
+        if not path.is_file() or path.stat().st_size != part["bytes"] or sha256_of(path) != part["sha256"]:
             raise ArtifactError(f"{path} is not what its chunk committed; is jobs.output_dir shared by all workers?")
     content = {"format": FORMAT, **job, "rows": sum(part["rows"] for part in parts), "parts": list(parts)}
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{MANIFEST}.{secrets.token_hex(4)}"
     draft.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    _sync(draft)
+    sync(draft)
     draft.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
     _sweep(folder, {part["file"] for part in parts})
     return {"manifest": str(folder / MANIFEST), "rows": content["rows"], "parts": len(parts)}
 
@@ -113,19 +111,3 @@ def _sweep(folder: Path, named: set[str]) -> None:
     for path in (folder / "parts").glob("*.parquet"):
         if f"parts/{path.name}" not in named:
             path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
