@@ -7,16 +7,15 @@ from typing import Any
 from services.recommender.catalogue.columns import format_time
 from services.recommender.jobs.desk import Seen
 from services.recommender.jobs.spec import read_stored
-
-_LONG = ("user_ids", "visitor_ids", "lists")
+from services.recommender.jobs.store.jobs import NAMING
 
 
 def as_shown(seen: Seen, *, detail: bool = False) -> dict[str, Any]:
-    """Long lists of users are counted and not repeated."""
+    """Lists of users are counted and not repeated; once a job is over they are gone."""
     job, progress = seen.job, seen.progress
     body = read_stored(dict(job.spec))
     given = job.spec.get("params", {})
-    params = {name: f"{len(value)} given" if name in _LONG else value for name, value in given.items()}
+    params = {name: f"{len(value)} given" if name in NAMING else value for name, value in given.items()}
     shown: dict[str, Any] = {
         "job_id": job.job_id,
         "type": job.kind,

@@ -60,6 +60,22 @@ def test_the_deleted_and_the_merged_are_no_users_of_a_segment(jobs_world: World)
     assert sorted(row.user_key for row in jobs_world.rows(batch_slates, job_id)) == keys[2:]
 
 
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_a_job_that_is_over_names_nobody_and_still_answers_to_its_key(make_world: MakeWorld, state: JobState) -> None:
+    world = make_world(**{"jobs.max_attempts": 1})
+    world.maker.error = ValueError("a bad day") if state is JobState.FAILED else None
+    job_id = world.submit("prefill", user_ids=["ann", "bob"], count=3, key="k-1")
+    assert world.seen(job_id).job.spec["params"]["user_ids"] == ["ann", "bob"]
+    if state is JobState.CANCELLED:
+        world.desk.cancel(job_id)
+    world.work()
+    job = world.seen(job_id).job
+    assert job.state is state
+    assert job.spec["params"] == {"count": 3}
+    assert all(row.asks is None for row in world.rows(job_chunks, job_id))
+    assert world.submit("prefill", user_ids=["ann", "bob"], count=3, key="k-1") == job_id
+
+
 def test_a_slate_in_redis_is_found_under_the_key_of_the_batch_rung_and_expires(jobs_world: World) -> None:
     job_id = jobs_world.submit("prefill", user_ids=["ann"])
     jobs_world.work()

@@ -17,6 +17,8 @@ from shared.errors import Conflict, NotFound, TooManyRequests
 from shared.storage.tables import job_chunks, job_events, jobs
 
 ACTOR_MAX = 128
+NAMING = ("user_ids", "visitor_ids", "lists")
+"""Params that name users one by one."""
 
 
 class JobState(StrEnum):
@@ -162,14 +164,16 @@ def end(
     connection: Connection, job_id: str, state: JobState, now_us: int, rules: Rules, *, reason: str | None = None,
     output: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """The final state and the final numbers. What is still open is taken from whoever has it. The caller has locked
-    the job's row."""
+    """The final state and the final numbers. What is still open is taken from whoever has it, and the names of users
+    that the job was given go: one who is deleted later must not stay here until retention. The caller has locked the
+    job's row."""
     mine = job_chunks.c.job_id == job_id
     connection.execute(
         update(job_chunks)
         .where(mine, job_chunks.c.state.in_(OPEN))
-        .values(state=ChunkState.CANCELLED.value, token=job_chunks.c.token + 1, asks=None, updated_at_us=now_us)
+        .values(state=ChunkState.CANCELLED.value, token=job_chunks.c.token + 1, updated_at_us=now_us)
     )
+    connection.execute(update(job_chunks).where(mine, job_chunks.c.asks.is_not(None)).values(asks=None))
     work, lost = job_chunks.c.kind == ChunkKind.WORK.value, job_chunks.c.state == ChunkState.PARKED.value
     counted = select(
         func.coalesce(func.sum(job_chunks.c.users_done), 0),
@@ -184,9 +188,15 @@ def end(
         .values(
             state=state.value, reason=reason, output=None if output is None else dict(output), finished_at_us=now_us,
             users_done=int(done), users_failed=int(failed), users_total=int(total), checksum=add_up(list(checksums)),
+            spec=_nameless(get(connection, job_id).spec),
         )
     )  # fmt: skip
     _write_event(connection, job_id, state, now_us, rules)
+
+
+def _nameless(spec: Mapping[str, Any]) -> dict[str, Any]:
+    params = {name: value for name, value in spec.get("params", {}).items() if name not in NAMING}
+    return {**spec, "params": params}
 
 
 def move(connection: Connection, job_id: str, state: JobState, now_us: int, rules: Rules, **values: Any) -> None:
