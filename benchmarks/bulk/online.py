@@ -37,7 +37,7 @@ class Connections:
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        reader, writer = self.free.pop() if self.free else await asyncio.open_connection(self.host, self.port)
+        reader, writer = await self._one()
         writer.write(_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
         answer = await reader.readuntil(b"\r\n\r\n")
         lines = answer.lower().split(b"\r\n")
@@ -45,6 +45,15 @@ class Connections:
         content = await reader.readexactly(length)
         self.free.append((reader, writer))
         return int(lines[0].split(b" ")[1]), content
+
+    async def _one(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Those that the server ended while they idled are dropped, as every HTTP client does."""
+        while self.free:
+            reader, writer = self.free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self.host, self.port)
 
     def close(self) -> None:
         for _, writer in self.free:
