@@ -39,9 +39,9 @@ def raised(name: str, severity: str) -> str:
 @pytest.mark.parametrize(
     ("phase", "firing"),
     [
-        ("lite: 96 clients without a pause", {"SilkrecGpuBusy": "warning"}),
+        ("lite: 64 clients without a pause", {"SilkrecGpuBusy": "warning"}),
         ("m: 64 clients without a pause", {"SilkrecMemoryFragmented": "notice"}),
-        ("m: after an idle trim", {}),
+        ("m: 64 clients after the rest", {}),
     ],
 )
 def test_recorded_load_fires_what_it_should(phase: str, firing: dict[str, str], tmp_path: Path) -> None:
