@@ -55,10 +55,34 @@ async def failing(asked: Awaitable[object], kind: type[SilkrecError]) -> float:
     return time.monotonic() - begin
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[InferenceProcess]:
-    with inference_process(tmp_path / "var") as process:
+@pytest.fixture(scope="module")
+def _one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProcess]:
+    with inference_process(tmp_path_factory.mktemp("one") / "var") as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def _two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProcess]:
+    with inference_process(tmp_path_factory.mktemp("two") / "var") as process:
+        yield process
+
+
+@pytest.fixture
+def server(_one: InferenceProcess) -> InferenceProcess:
+    """With model m-1 and ready. It is started again after a test that ended it only: a start costs 4 s of imports."""
+    return _ready(_one)
+
+
+@pytest.fixture
+def other(_two: InferenceProcess) -> InferenceProcess:
+    """A second `server`."""
+    return _ready(_two)
+
+
+def _ready(process: InferenceProcess) -> InferenceProcess:
+    if not process.running:
+        process.start()
+    return process
 
 
 def test_a_killed_server_fails_at_once_and_is_found_again_soon_after_its_restart(server: InferenceProcess) -> None:
@@ -117,36 +141,36 @@ def test_a_server_that_hangs_costs_the_deadline_and_not_more(server: InferencePr
     asyncio.run(scenario())
 
 
-def test_a_hanging_server_loses_its_users_to_the_other_until_it_answers(tmp_path: Path) -> None:
-    with inference_process(tmp_path / "one") as one, inference_process(tmp_path / "two") as two:
+def test_a_hanging_server_loses_its_users_to_the_other_until_it_answers(
+    server: InferenceProcess, other: InferenceProcess
+) -> None:
+    async def scenario() -> None:
+        async with client_of(server.target, other.target) as client:
+            await asyncio.gather(*(client.rank(ranking(f"u:{i}")) for i in range(20)))
+            server.send(signal.SIGSTOP)
+            try:
+                hung = [client.rank(ranking(f"u:{i}", deadline_us=100_000)) for i in range(20)]
+                first = await asyncio.gather(*hung, return_exceptions=True)
+                assert any(isinstance(answer, DeadlineExceeded) for answer in first)
+                again = [client.rank(ranking(f"u:{i}", deadline_us=500_000)) for i in range(20)]
+                assert all(answer.scored.all() for answer in await asyncio.gather(*again))
+            finally:
+                server.send(signal.SIGCONT)
 
-        async def scenario() -> None:
-            async with client_of(one.target, two.target) as client:
-                await asyncio.gather(*(client.rank(ranking(f"u:{i}")) for i in range(20)))
-                one.send(signal.SIGSTOP)
-                try:
-                    hung = [client.rank(ranking(f"u:{i}", deadline_us=100_000)) for i in range(20)]
-                    first = await asyncio.gather(*hung, return_exceptions=True)
-                    assert any(isinstance(answer, DeadlineExceeded) for answer in first)
-                    again = [client.rank(ranking(f"u:{i}", deadline_us=500_000)) for i in range(20)]
-                    assert all(answer.scored.all() for answer in await asyncio.gather(*again))
-                finally:
-                    one.send(signal.SIGCONT)
-
-        asyncio.run(scenario())
+    asyncio.run(scenario())
 
 
-def test_users_of_a_killed_server_go_to_the_other_without_an_error(tmp_path: Path) -> None:
-    with inference_process(tmp_path / "one") as one, inference_process(tmp_path / "two") as two:
+def test_users_of_a_killed_server_go_to_the_other_without_an_error(
+    server: InferenceProcess, other: InferenceProcess
+) -> None:
+    async def scenario() -> None:
+        async with client_of(server.target, other.target) as client:
+            await asyncio.gather(*(client.rank(ranking(f"u:{i}")) for i in range(20)))
+            await asyncio.to_thread(server.kill)
+            for i in range(40):
+                assert (await client.rank(ranking(f"u:{i}", deadline_us=1_000_000))).scored.all()
 
-        async def scenario() -> None:
-            async with client_of(one.target, two.target) as client:
-                await asyncio.gather(*(client.rank(ranking(f"u:{i}")) for i in range(20)))
-                await asyncio.to_thread(one.kill)
-                for i in range(40):
-                    assert (await client.rank(ranking(f"u:{i}", deadline_us=1_000_000))).scored.all()
-
-        asyncio.run(scenario())
+    asyncio.run(scenario())
 
 
 def test_sigterm_lets_what_runs_end_and_is_over_within_five_seconds(server: InferenceProcess) -> None:
@@ -408,7 +432,9 @@ def test_closing_ends_what_is_under_way_and_refuses_the_rest(server: InferencePr
     asyncio.run(scenario())
 
 
-def test_a_user_is_forgotten_by_every_engine_that_runs_and_those_that_do_not_are_counted(tmp_path: Path) -> None:
+def test_a_user_is_forgotten_by_every_engine_that_runs_and_those_that_do_not_are_counted(
+    server: InferenceProcess, other: InferenceProcess, tmp_path: Path
+) -> None:
     async def cached(target: str) -> int:
         async with client_of(target) as client:
             return (await client.rank(ranking("u:gone"))).cached_events
@@ -432,8 +458,7 @@ def test_a_user_is_forgotten_by_every_engine_that_runs_and_those_that_do_not_are
         async with client_of(one.target, two.target) as client:
             assert await client.forget("u:gone") == Forgotten(confirmed=1, not_running=1)
 
-    with inference_process(tmp_path / "one") as one, inference_process(tmp_path / "two") as two:
-        asyncio.run(scenario(one, two))
+    asyncio.run(scenario(server, other))
 
 
 def test_new_items_reach_the_engine_that_is_named_and_bad_ones_are_refused_with_their_place(
