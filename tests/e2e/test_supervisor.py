@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -28,37 +29,54 @@ def gone(of: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_on_embedded_parts_the_suite_starts_with_nothing_installed_and_ends_together(tmp_path: Path) -> None:
-    folder = tmp_path / "a folder with spaces"
-    with serve_all(folder) as suite:
-        running = pids(suite)
-        # Not at once: five services start on two cores, and a ping has 20 ms.
-        until(lambda: suite.http.get("/ready").json()["dependencies"]["redis"] == "ok", "the embedded Redis answers")
-        report = suite.silkrec("doctor")
-        assert report["ok"], report
-        assert not [f for f in report["findings"] if f["what"] in ("redis", "features") and f["verdict"] != "ok"]
-        job = suite.silkrec("jobs", "submit", "prefill", "--user", "ann", "--watch")
-        assert (job["state"], job["progress"]) == ("succeeded", {"done": 1, "total": 1, "failed": 0})
-        os.kill(suite.process.pid, signal.SIGTERM)
-        assert suite.process.wait(STOP_S) == 0
-        gone(running)
-        assert not (folder / "var/run/suite.json").exists()
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Suite]]:
+    """The suite on embedded parts; the next one over the same state, once a test has ended it. A start takes 10 s."""
+    folder = tmp_path_factory.mktemp("suite") / "a folder with spaces"
+    started: list[Suite] = []
+    with contextlib.ExitStack() as stack:
+
+        def running() -> Suite:
+            if not started or started[-1].process.poll() is not None:
+                started.append(stack.enter_context(serve_all(folder)))
+            return started[-1]
+
+        yield running
 
 
-def test_a_killed_supervisor_leaves_no_service_behind_and_the_next_one_starts(tmp_path: Path) -> None:
-    with serve_all(tmp_path) as suite:
-        running = pids(suite)
-        os.kill(suite.process.pid, signal.SIGKILL)
-        suite.process.wait(STOP_S)
-        gone(running)
-    with serve_all(tmp_path) as again:
-        assert again.http.get("/ready").status_code == 200
+def test_a_second_suite_over_the_same_state_is_refused_with_what_to_do(embedded: Callable[[], Suite]) -> None:
+    suite = embedded()
+    command = [sys.executable, "-m", "services.cli.main", "serve", "all"]
+    second = subprocess.run(command, env=suite.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 2
+    assert "SILKREC_STATE_DIR" in second.stderr
+    until(lambda: suite.http.get("/ready").status_code == 200, "the first one is unharmed")
 
 
-def test_a_second_suite_over_the_same_state_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with serve_all(tmp_path) as suite:
-        command = [sys.executable, "-m", "services.cli.main", "serve", "all"]
-        second = subprocess.run(command, env=suite.environment, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 2
-        assert "SILKREC_STATE_DIR" in second.stderr
-        until(lambda: suite.http.get("/ready").status_code == 200, "the first one is unharmed")
+def test_a_killed_supervisor_leaves_no_service_behind_and_the_next_one_starts(embedded: Callable[[], Suite]) -> None:
+    killed = embedded()
+    running = pids(killed)
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed.process.wait(STOP_S)
+    gone(running)
+    again = embedded()
+    assert again is not killed
+    assert again.http.get("/ready").status_code == 200
+
+
+def test_on_embedded_parts_the_suite_starts_with_nothing_installed_and_ends_together(
+    embedded: Callable[[], Suite],
+) -> None:
+    suite = embedded()
+    running = pids(suite)
+    # Not at once: five services start on two cores, and a ping has 20 ms.
+    until(lambda: suite.http.get("/ready").json()["dependencies"]["redis"] == "ok", "the embedded Redis answers")
+    report = suite.silkrec("doctor")
+    assert report["ok"], report
+    assert not [f for f in report["findings"] if f["what"] in ("redis", "features") and f["verdict"] != "ok"]
+    job = suite.silkrec("jobs", "submit", "prefill", "--user", "ann", "--watch")
+    assert (job["state"], job["progress"]) == ("succeeded", {"done": 1, "total": 1, "failed": 0})
+    os.kill(suite.process.pid, signal.SIGTERM)
+    assert suite.process.wait(STOP_S) == 0
+    gone(running)
+    assert not (suite.folder / "var/run/suite.json").exists()
