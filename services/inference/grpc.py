@@ -15,6 +15,7 @@ from services.inference import describe, wire
 from services.inference.caller import CallerCheck
 from services.inference.engine.engine import Engine
 from services.inference.infer_call import InferCall, request_of
+from services.inference.keepalive import KEEPALIVE, Keepalive
 from services.inference.metrics import DoorMetrics
 from services.inference.status import status_of
 from services.inference.unix_socket import OwnedSocket
@@ -23,11 +24,9 @@ from shared.contracts.oip import oip_pb2_grpc
 from shared.errors import ConfigurationError, SilkrecError
 
 Context = aio.ServicerContext[object, object]
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_receive_message_length", wire.MESSAGE_BYTES_IN),
     ("grpc.max_send_message_length", wire.MESSAGE_BYTES_OUT),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second process on the port is a mistake to report, not to share with
 )
 
@@ -80,13 +79,18 @@ class GrpcServer:
     """Owns the listening sockets. `start` raises ConfigurationError when an address cannot be taken."""
 
     def __init__(
-        self, servicer: InferenceServicer, *more: grpc.GenericRpcHandler[Any, Any], socket: Path, tcp: str | None
+        self,
+        servicer: InferenceServicer,
+        *more: grpc.GenericRpcHandler[Any, Any],
+        socket: Path,
+        tcp: str | None,
+        keepalive: Keepalive = KEEPALIVE,
     ) -> None:
         self._socket = OwnedSocket(socket)
         self._tcp = tcp
         self.port = 0
         """The TCP port that was taken; 0 when that door is closed."""
-        self._server = aio.server(options=_OPTIONS)
+        self._server = aio.server(options=(*OPTIONS, *keepalive.server()))
         oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers(more)
 

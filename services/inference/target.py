@@ -17,6 +17,7 @@ import orjson
 from grpc import aio
 
 from services.inference import frames, wire
+from services.inference.keepalive import KEEPALIVE
 from services.inference.near import NearConnection, Refused
 from services.inference.rest import Rest
 from services.inference.status import error_of
@@ -36,16 +37,13 @@ _TRANSIT_MOST = 0.25
 """Of what remains: a hiccup must not make a server refuse everything."""
 _CHANNELS = 2
 """Connections a target: two spread flow control and the server's read loops; a connection carries 100 streams."""
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_send_message_length", wire.MESSAGE_BYTES_IN),
     ("grpc.max_receive_message_length", wire.MESSAGE_BYTES_OUT),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 400),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
+    *KEEPALIVE.client(),
     ("grpc.enable_retries", 0),  # a hidden retry would spend a deadline that is counted here
     ("grpc.use_local_subchannel_pool", 1),  # else equal channels share one connection
 )
@@ -200,7 +198,7 @@ class Target:
         if self._near is not None:
             self._near.start()
         while len(self._connections) < _CHANNELS:
-            channel = aio.insecure_channel(self.name, options=_OPTIONS)
+            channel = aio.insecure_channel(self.name, options=OPTIONS)
             stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             position = len(self._connections)
             watch = asyncio.create_task(self._watch(channel, position), name=f"watch {self.name}")
