@@ -20,10 +20,9 @@ import os
 import platform
 import random
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,14 @@ from typing import Any
 import httpx
 import numpy as np
 
+from benchmarks.replicas import World, world
 from services.cli.tune.open_loop import poisson
-from tests.e2e.suite import USERS, Suite, declare, fill, train_and_promote
-from tests.nginx import Nginx, nginx
-from tests.servers import Process, free_port, mariadb, redis_server
+from tests.e2e.suite import USERS
 
 DEADLINE_S = 0.068
 TIMEOUT_S = 5.0
 STEADY_S, SETTLE_S = 15.0, 2.0
 REPLICAS = 2
-READY = {"inference": "/ready", "features": "/ready", "recommender": "/ready"}
-_MAIN = "from services.cli.main import main; main()"
 
 
 @dataclass
@@ -67,105 +63,6 @@ class Step:
             "p99_ms": round(float(p99), 1),
             "max_ms": round(max(self.ms, default=float("nan")), 1),
         }
-
-
-class Replica(Process):
-    """One service with a state folder of its own."""
-
-    def __init__(self, name: str, number: int, folder: Path, shared: dict[str, str]) -> None:
-        self.name, self.number, self.port = name, number, free_port()
-        state = folder / f"{name}-{number}"
-        state.mkdir(parents=True)
-        self.target = f"unix:{state / 'run' / 'inference.sock'}"
-        told = {
-            **shared,
-            "STATE_DIR": str(state),
-            f"{name.upper()}__PORT": str(self.port),
-            "INFERENCE__GRPC_PORT": "-1",
-        }
-        command = ["env", *(f"SILKREC_{key}={value}" for key, value in told.items())]
-        command += [sys.executable, "-c", _MAIN, "serve", name]
-        super().__init__(command, state / "log", self._ready)
-
-    def _ready(self) -> bool:
-        try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}{READY[self.name]}", timeout=2, trust_env=False)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == httpx.codes.OK
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-
-@dataclass
-class World:
-    replicas: list[Replica]
-    nginx: Nginx
-
-
-@contextlib.contextmanager
-def world(folder: Path) -> Iterator[World]:
-    with contextlib.ExitStack() as stack:
-        database = stack.enter_context(mariadb(folder / "mariadb")).create_schema("silkrec")
-        redis = stack.enter_context(redis_server(folder / "redis")).url
-        config = declare(folder)
-        shared = {
-            "CONFIG": str(config),
-            "DATABASE__URL": database,
-            "REDIS__URL": redis,
-            "ARTIFACTS__URL": f"file://{folder / 'artifacts'}",
-        }
-        engines = [_started(stack, "inference", number, folder, shared) for number in range(REPLICAS)]
-        targets = {**shared, "RECOMMENDER__INFERENCE_TARGETS": ",".join(engine.target for engine in engines)}
-        features = [_started(stack, "features", number, folder, targets) for number in range(REPLICAS)]
-        recommenders = [_started(stack, "recommender", number, folder, targets) for number in range(REPLICAS)]
-        front = stack.enter_context(
-            nginx(
-                folder / "nginx",
-                recommenders=_servers(recommenders),
-                features=_servers(features),
-                inference=_servers(engines),
-                trusted="127.0.0.1",
-            )
-        )
-        _fill(folder, front, {f"SILKREC_{name}": value for name, value in shared.items()})
-        for replica in engines:  # ready now that there is a model
-            while not replica.answers():
-                time.sleep(0.1)
-        yield World([*recommenders, *features, *engines], front)
-
-
-def _started(stack: contextlib.ExitStack, name: str, number: int, folder: Path, shared: dict[str, str]) -> Replica:
-    replica = Replica(name, number, folder, shared)
-    ready = replica.answers
-    # An engine without a model and a recommender without a release are alive, not ready.
-    replica.answers = lambda: is_alive(replica.port)
-    replica.start()
-    replica.answers = ready
-    stack.callback(replica.stop)
-    return replica
-
-
-def is_alive(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
-
-
-def _servers(replicas: Sequence[Replica]) -> str:
-    return ", ".join(f"127.0.0.1:{replica.port}" for replica in replicas)
-
-
-def _fill(folder: Path, front: Nginx, environment: dict[str, str]) -> None:
-    told = {**os.environ, **environment, "SILKREC_STATE_DIR": str(folder / "cli")}
-    assert front.process is not None
-    with httpx.Client(base_url=front.url, timeout=20, trust_env=False) as http:
-        suite = Suite(folder, told, front.process, http, {})
-        fill(suite)
-        train_and_promote(suite)
 
 
 async def ask(http: httpx.AsyncClient, due: float, step: Step) -> None:
@@ -229,7 +126,7 @@ async def rounds(world_: World, rate: float, count: int) -> list[Step]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     random.seed(1)
-    with tempfile.TemporaryDirectory(prefix="silkrec-roll-") as name, world(Path(name)) as world_:
+    with tempfile.TemporaryDirectory(prefix="silkrec-roll-") as name, world(Path(name), REPLICAS) as world_:
         gc.collect()
         gc.freeze()
         steps = asyncio.run(rounds(world_, options.rate, options.rounds))

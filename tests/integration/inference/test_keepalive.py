@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import socket
 import struct
 import threading
 from pathlib import Path
 
 import pytest
-from grpc._cython import cygrpc
 
 from services.inference import grpc as door
 from services.inference import target
@@ -102,6 +102,6 @@ def test_a_client_pings_no_faster_than_twice_the_interval_that_the_server_bears(
 
 
 def test_every_option_is_one_that_grpc_knows_since_others_are_ignored_without_a_word() -> None:
-    library = Path(cygrpc.__file__).read_bytes()
+    library = Path(str(importlib.import_module("grpc._cython.cygrpc").__file__)).read_bytes()
     names = {name for name, _ in (*door.OPTIONS, *KEEPALIVE.server(), *target.OPTIONS)}
     assert {name for name in names if name.encode() + b"\0" not in library} == set()
