@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks.overhead_switch import AS_IT_IS, NO_HOOKS, NO_METRICS, SOCKET
 from benchmarks.peers.report import machine, table
-from benchmarks.replicas import Replica, world
+from benchmarks.replicas import Replica, cpu_s, world
 from tests.e2e.suite import USERS
 
 CONTROL = "as it is, again"
@@ -43,11 +43,6 @@ SHARES = {"metrics_share": NO_METRICS, "tracing_off_share": NO_HOOKS, "control_s
 WARM_UP, SETTLE, SCRAPES, RESAMPLES = 400, 8, 40, 4000
 DEADLINE_MS = 400
 """So that a busy machine makes no request cheaper by giving something up."""
-
-
-def cpu_s(pid: int) -> float:
-    """Of all threads, ended ones included, in nanosecond steps (clock_getcpuclockid(3)); /proc counts in 10 ms."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.e2e.suite import Suite, declare, fill, train_and_promote
 from tests.nginx import Nginx, nginx
@@ -70,6 +71,21 @@ class World:
     @property
     def replicas(self) -> list[Replica]:
         return [*self.recommenders, *self.features, *self.engines]
+
+    def pids(self) -> dict[str, int]:
+        """Of all that runs now, by name."""
+        assert self.nginx.process is not None
+        workers = psutil.Process(self.nginx.process.pid).children()
+        return {
+            **{f"{replica.name} {replica.number}": replica.pid for replica in self.replicas},
+            **{f"nginx {number}": worker.pid for number, worker in enumerate(workers)},
+            **self.stores,
+        }
+
+
+def cpu_s(pid: int) -> float:
+    """Of all threads, ended ones included, in nanosecond steps (clock_getcpuclockid(3)); /proc counts in 10 ms."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @contextlib.contextmanager
