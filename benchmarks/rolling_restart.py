@@ -9,8 +9,8 @@ ready, and a reload of nginx. `failed_requests`: a 5xx or a connection error; `l
 none. A row a step, and one (`steady`) without a restart, which says what the machine itself does.
 
 Whose time it is: `took_p99_ms` is the recommender's own clock, from a request's last byte to its answer;
-`idle_p99_ms` is `/nginx-health`, asked five times a second by the same client: what client, nginx and a busy machine take
-without us. `cpu_ms`: of each process a request while nothing was restarted, and how many cores that was.
+`idle_p99_ms` is `/nginx-health`, asked five times a second by the same client: what client, nginx and a busy machine
+take without us. `cpu_ms`: of each process a request while nothing was restarted, and how many cores that was.
 """
 
 from __future__ import annotations

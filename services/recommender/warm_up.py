@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from services.recommender.domain import Query
 from services.recommender.routes.queries import QueryBuilder
 from services.recommender.serving.slates import SlateServer
+from shared.contracts.history import Int32
 from shared.errors import NothingToServe
 
 ROUNDS = 5
+AROUND = 3
 DEADLINE_S = 0.25
 _NOBODY = "v:~warm-up~"
 
 
-async def warm_up(server: SlateServer, builder: QueryBuilder) -> None:
-    """Runs each scene a few times; an empty installation has nothing to warm."""
+async def warm_up(server: SlateServer, builder: QueryBuilder, around: Int32) -> None:
+    """Runs each scene a few times; an empty installation has nothing to warm. `around`: items whose neighbours the
+    index is asked for, as nobody has a history."""
     for name in builder.schema.scenes:
         for _ in range(ROUNDS):
             try:
-                await server.serve(_query(builder, name), route="warm_up")
+                await server.serve(_query(builder, name, around), route="warm_up")
             except NothingToServe:
                 return
 
 
-def _query(builder: QueryBuilder, name: str) -> Query:
+def _query(builder: QueryBuilder, name: str, around: Int32) -> Query:
     scene = builder.scene(name)
     return Query(
         user_key=_NOBODY,
@@ -37,5 +38,5 @@ def _query(builder: QueryBuilder, name: str) -> Query:
         now_us=time.time_ns() // 1000,
         seed=1,
         scene_filter=builder.scene_filter(scene),
-        exclude=np.empty(0, np.int32),
+        context_items=around,
     )

@@ -37,7 +37,7 @@ from services.recommender.serving.releases import ReleaseWatcher
 from services.recommender.serving.slates import SlateServer
 from services.recommender.serving.stored_slates import StoredSlates
 from services.recommender.serving.variant_releases import VariantReleases
-from services.recommender.warm_up import warm_up
+from services.recommender.warm_up import AROUND, warm_up
 from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
 from shared.contracts.variant_release import VariantRelease
@@ -281,7 +281,9 @@ async def _warm(followers: _Followers, desk: Desk, board: ReadinessBoard) -> Non
     """Ready only once everything was read and the code paths are warm."""
     await followers.catalogue.read.wait()
     await followers.popular.read.wait()
-    await warm_up(desk.server, desk.builder)
+    # Else the first requests would find neither index nor model, and the warm-up would have warmed neither.
+    await followers.releases.looked.wait()
+    await warm_up(desk.server, desk.builder, desk.holder.current().popular.item_index[:AROUND])
     # What lives now lives as long as the process; a full collection that walks a catalogue takes 10 ms and more.
     gc.collect()
     gc.freeze()

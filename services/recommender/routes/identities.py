@@ -51,15 +51,20 @@ class Attempt:
         return Identity(f"{self.started_ms:012x}{drawn[:10].hex()}", seed)
 
 
+def started_ms(header: str | None) -> int | None:
+    """Milliseconds since 1970, by the clock of the proxy that wrote the header."""
+    match = None if header is None else _START.match(header)
+    return None if match is None else int(match[1]) * 1000 + int(match[2])
+
+
 async def attempt_of(request: Request, now_us: int) -> Attempt | None:
     """None where no proxy says when the request first arrived: then every request is one of its own."""
-    match = _START.match(request.headers.get(REQUEST_START_HEADER, ""))
+    began_ms = started_ms(request.headers.get(REQUEST_START_HEADER))
     request_id = context.current_request_id()
-    if match is None or request_id is None:
+    if began_ms is None or request_id is None:
         return None
-    started_ms = int(match[1]) * 1000 + int(match[2])
-    if abs(now_us // 1000 - started_ms) > BELIEVED_MS:
+    if abs(now_us // 1000 - began_ms) > BELIEVED_MS:
         return None
-    digest = hashlib.blake2b(f"{request_id}\n{started_ms}\n{request.url.path}\n".encode(), digest_size=32)
+    digest = hashlib.blake2b(f"{request_id}\n{began_ms}\n{request.url.path}\n".encode(), digest_size=32)
     digest.update(await request.body())
-    return Attempt(started_ms, digest.digest())
+    return Attempt(began_ms, digest.digest())

@@ -78,6 +78,8 @@ class ReleaseWatcher:
         self._opened: _Opened | None = None
         self._refused: _Refused | None = None
         self.database_status = "not asked yet"
+        self.looked = asyncio.Event()
+        """Set once a release was taken into service, refused, found missing, or could not be asked for."""
 
     @property
     def status(self) -> str:
@@ -90,7 +92,10 @@ class ReleaseWatcher:
 
     async def run(self) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            finally:
+                self.looked.set()
             await self._sleep(self._refresh_s)
 
     async def look(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 
 from services.recommender.catalogue import Catalogue
 from services.recommender.metrics import ServingMetrics
@@ -82,6 +83,22 @@ def test_nothing_promoted_is_no_fault(tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     assert shop.look() == ""
     assert shop.watcher.status == "none promoted yet"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_first_look_is_over_once_a_release_serves_or_cannot_be_had(tmp_path: Path, there: bool) -> None:
+    shop = Shop(tmp_path)
+    put_index(shop.store, "i-1")
+    shop.promote("r-1", "i-1" if there else "i-9")
+
+    async def scenario() -> None:
+        assert not shop.watcher.looked.is_set()
+        running = asyncio.create_task(shop.watcher.run())
+        await asyncio.wait_for(shop.watcher.looked.wait(), 10)
+        running.cancel()
+
+    asyncio.run(scenario())
+    assert shop.holder.current().release_name == ("r-1" if there else "")
 
 
 def test_a_release_is_opened_and_swapped_as_a_whole(tmp_path: Path) -> None:
