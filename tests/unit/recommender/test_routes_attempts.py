@@ -45,7 +45,7 @@ def test_another_body_request_id_or_arrival_is_another_slate(tmp_path: Path, sta
                 await ask(w, started_s, count=3),
                 await ask(w, started_s, count=4),
                 await ask(w, started_s, count=3, rid="r-2"),
-                await ask(w, started_s, count=3, age_s=0.5),
+                await ask(w, started_s, count=3, age_s=0.005),
             ]
             assert len({answer["recommendation_id"] for answer in answers}) == 4
             assert len({query.seed for query in w.pipeline.queries}) == 4
