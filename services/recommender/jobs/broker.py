@@ -75,10 +75,12 @@ def _transport(url: str, jobs: JobsSettings) -> dict[str, Any]:
 
 
 class WakeUps:
-    """Sends wake-up messages, and counts those that wait. Blocking; one thread at a time."""
+    """Sends wake-up messages, and counts those that wait: `waiting`, as of the last `top_up`. Blocking; one thread at a
+    time."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self.waiting = 0
 
     def top_up(self, wanted: int) -> int:
         """Brings the queue to `wanted` messages, never beyond; how many were sent. Raises BrokerUnavailable."""
@@ -88,6 +90,7 @@ class WakeUps:
                 with connection.channel() as channel:
                     waiting = int(Queue(QUEUE, durable=True)(channel).queue_declare().message_count)
                 missing = max(0, wanted - waiting)
+                self.waiting = waiting + missing
                 with self._app.amqp.Producer(connection, auto_declare=False) as producer:
                     for _ in range(missing):
                         self._app.send_task(TASK, queue=QUEUE, producer=producer, retry=False)

@@ -23,6 +23,7 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from services.recommender.jobs.alive import worker_name
 from services.recommender.jobs.broker import TASK, WakeUps, make_app
 from services.recommender.jobs.bulk import wiring
+from services.recommender.jobs.metrics import ChunkMetrics
 from services.recommender.jobs.work import SlateMaker
 from services.recommender.jobs.working import Bench, turn
 from shared.errors import DatabaseUnavailable, SilkrecError
@@ -51,7 +52,9 @@ class Process:
         self._database = Database(settings.database_url(), settings.database)
         redis = self.run(self._redis()).result(CLOSE_S)
         self._maker: SlateMaker | None = None
-        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker_name())
+        self._metrics = Metrics(SERVICE)
+        self.counted = ChunkMetrics(self._metrics)
+        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker_name(), self.counted)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -59,7 +62,7 @@ class Process:
     def maker(self) -> SlateMaker:
         """Opened at the first call. Raises DatabaseUnavailable."""
         if self._maker is None:
-            opening = self._stack.enter_async_context(wiring.opened(self._settings, Metrics(SERVICE)))
+            opening = self._stack.enter_async_context(wiring.opened(self._settings, self._metrics))
             try:
                 self._maker = self.run(opening).result(OPEN_S)
             except TimeoutError:
@@ -97,11 +100,14 @@ class Worker:
         try:
             found = turn(self._opened().bench)
         except SoftTimeLimitExceeded:
+            self._count("hung")
             _log.error("a look hung and is ended; its chunk is due again once its lease runs out")
             os._exit(os.EX_SOFTWARE)  # whatever hung holds locks and connections; the master starts a fresh process
         except SilkrecError as error:
             _log.warning("a look ended early; the sweeper sends the next one", code=error.code, cause=error.detail)
+            self._count("ended_early")
             return
+        self._count("chunk" if found else "nothing")
         if found:
             self._wake_ups.send_one()
 
@@ -122,6 +128,10 @@ class Worker:
             loglevel="WARNING",
         )
         worker.start()
+
+    def _count(self, found: str) -> None:
+        if self._process is not None:
+            self._process.counted.looks.labels(found).inc()
 
     def _opened(self) -> Process:
         if self._process is None:

@@ -59,6 +59,12 @@ class Service:
     def seen(self, job_id: str) -> Seen:
         return self.desk.get(job_id)
 
+    def metrics(self) -> dict[str, float]:
+        """By name and labels as they are written."""
+        text = httpx.get(f"{self.url}/metrics", trust_env=False).raise_for_status().text
+        rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {series: float(value) for series, _, value in rows}
+
     def worker_at_work(self, job_id: str) -> int | None:
         """The process that has a chunk of users just now."""
         query = select(job_chunks.c.worker).where(
@@ -69,11 +75,22 @@ class Service:
         return None if worker is None else int(worker.rpartition(":")[2])
 
 
-def test_a_worker_killed_in_a_chunk_leaves_every_user_with_exactly_one_slate(
+def test_a_worker_killed_in_a_chunk_leaves_every_user_with_exactly_one_slate_and_one_page_that_counts_it_all(
     tmp_path: Path, mariadb_server: MariaDB, redis_url: str
 ) -> None:
     with serving(tmp_path, mariadb_server, redis_url, redis_url) as service:
         killed_and_whole(service, lambda pid: os.kill(pid, signal.SIGKILL))
+        told = service.metrics()
+    chunks = "silkrec_jobs_worker_chunks"
+    assert told[f'{chunks}_total{{kind="work",outcome="succeeded"}}'] == USERS / CHUNK_USERS
+    assert told[f'{chunks}_started_total{{kind="work"}}'] == USERS / CHUNK_USERS + 1
+    assert told['silkrec_jobs_worker_users_total{outcome="done"}'] == USERS
+    assert told["silkrec_jobs_worker_leases_taken_over_total"] == 1
+    assert told['silkrec_jobs_worker_chunk_duration_seconds_count{kind="work"}'] == USERS / CHUNK_USERS
+    assert told["silkrec_jobs_worker_resident_memory_bytes"] > 1e7
+    assert told['silkrec_jobs_worker_pool_limit{pool="database"}'] > 0
+    assert told["silkrec_jobs_resident_memory_bytes"] > 1e7
+    assert told["silkrec_jobs_queue_messages"] >= 0
 
 
 def test_rabbitmq_wakes_workers_and_the_whole_worker_may_be_killed(
