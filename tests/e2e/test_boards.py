@@ -29,6 +29,7 @@ from tests.servers import free_port, program
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 EXPERIMENT = "boards"
 SHOWN_S = 40.0
+SCRAPED = {"recommender", "features", "inference", "jobs", "gpu"}
 # $__rate_interval of a scrape interval of 1 s is 4 s; a job of seconds, once over, must still be in the range.
 VARIABLES = {"$__rate_interval": "30s", "${datasource}": "silkrec"}
 RECORDED = json.loads((INFRA.parent / "tests" / "data" / "gpu_metrics.json").read_text())
@@ -147,20 +148,24 @@ def submit(suite: Suite) -> str:
 def test_every_panel_and_every_rule_shows_something_of_a_suite_in_use(suite: Suite, tmp_path: Path) -> None:
     with needed():
         program("prometheus")
-    asked, empty = [*targets(), *recorded_series()], list[Target]()
+    asked = [*targets(), *recorded_series()]
+    empty = list(asked)
 
     def shown() -> bool:
-        empty[:] = [target for target in asked if not ask(url, target.expr)]
+        empty[:] = [target for target in empty if not ask(url, target.expr)]
         return not empty
 
     with gpu_exporter() as gpu, watched(suite, tmp_path / "prometheus", gpu) as url, FrontEnd(suite) as front:
+        # A rate needs a sample from before.
+        until(lambda: {labels["service"] for labels, up in ask(url, "up") if up} >= SCRAPED, "every target is asked")
+        until(lambda: ask(url, "silkrec_jobs_worker_looks_total"), "the worker's processes count")
         use(suite)
         job_id = submit(suite)
         until(lambda: suite.recommend("u1")["experiments"], "slates of the experiment")
         try:
-            until(lambda: suite.http.get(f"/v1/jobs/{job_id}").json()["state"] == "succeeded", "the job's end")
             with contextlib.suppress(AssertionError):  # what is empty says more than that something is
                 until(shown, "every panel", SHOWN_S)
+            until(lambda: suite.http.get(f"/v1/jobs/{job_id}").json()["state"] == "succeeded", "the job's end")
         finally:
             suite.http.post(f"/v1/experiments/{EXPERIMENT}:stop", json={}).raise_for_status()
         assert not empty, "\n".join(f"{target.where}\n    {target.expr}" for target in empty)

@@ -34,6 +34,8 @@ from services.recommender.jobs.store.rules import Rules
 from services.recommender.jobs.users import users_of
 from services.recommender.jobs.work import SlateMaker, UserSlate
 from shared.errors import DatabaseUnavailable, DependencyError, NothingToServe, Overloaded, SilkrecError
+from shared.observability import tracing
+from shared.observability.context import RequestContext
 from shared.observability.logging import get_logger
 from shared.settings.roots import Settings
 from shared.storage.database import Database
@@ -70,11 +72,22 @@ class SoftLimit(SilkrecError):
     title = "A chunk took longer than jobs.soft_limit_s"
 
 
-def turn(bench: Bench) -> bool:
-    """One chunk, whatever becomes of it; False when none was due. Raises DatabaseUnavailable."""
-    lease = _claim(bench)
+def turn(bench: Bench, sent: str | None = None) -> bool:
+    """One chunk, whatever becomes of it; False when none was due. `sent`: traceparent of the message that led here.
+    Raises DatabaseUnavailable."""
+    lease, origin = _claim(bench)
     if lease is None:
         return False
+    asked, links = (None, [sent]) if origin is None else (origin.request_id, [origin.traceparent, sent])
+    with tracing.own_trace(f"chunk {lease.kind.value}", "consumer", request_id=asked, links=links):
+        tracing.note(silkrec_job_id=lease.job_id, silkrec_chunk=lease.chunk, silkrec_users=lease.users)
+        _counted(bench, lease)
+        settle(bench.database, lease.job_id, bench.rules)
+    return True
+
+
+def _counted(bench: Bench, lease: Lease) -> None:
+    """Raises DatabaseUnavailable."""
     _log.info("chunk leased", job_id=lease.job_id, chunk=lease.chunk, kind=lease.kind.value, attempt=lease.attempts)
     began = time.monotonic()
     try:
@@ -84,25 +97,25 @@ def turn(bench: Bench) -> bool:
         outcome = "lost"
     bench.metrics.seconds.labels(lease.kind.value).observe(time.monotonic() - began)
     bench.metrics.ended.labels(lease.kind.value, outcome).inc()
-    settle(bench.database, lease.job_id, bench.rules)
-    return True
+    tracing.note(silkrec_outcome=outcome)
 
 
-def _claim(bench: Bench) -> Lease | None:
-    """Raises DatabaseUnavailable."""
+def _claim(bench: Bench) -> tuple[Lease | None, RequestContext | None]:
+    """With the request that asked for its job. Raises DatabaseUnavailable."""
     parked: list[ChunkKind] = []
 
-    def take(connection: Connection) -> Lease | None:
+    def take(connection: Connection) -> tuple[Lease | None, RequestContext | None]:
         parked.clear()  # of an attempt that was rolled back
-        return chunks.claim(connection, bench.worker, bench.rules, parked=parked.append)
+        lease = chunks.claim(connection, bench.worker, bench.rules, parked=parked.append)
+        return lease, None if lease is None else job_rows.origin(connection, lease.job_id)
 
-    lease = bench.database.transact(take)
+    lease, origin = bench.database.transact(take)
     for kind in parked:
         bench.metrics.ended.labels(kind.value, ChunkState.PARKED.value).inc()
     if lease is not None:
         bench.metrics.started.labels(lease.kind.value).inc()
         bench.metrics.taken_over.inc(lease.taken_over)
-    return lease
+    return lease, origin
 
 
 def settle(database: Database, job_id: str, rules: Rules) -> None:
