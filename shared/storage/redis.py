@@ -41,7 +41,7 @@ def connect(url: str, settings: RedisSettings, *, timeout_ms: int) -> Redis:
 
 def pool_use(client: Redis) -> PoolUse:
     """Of a client that `connect` made. A wait ends within the client's time-out."""
-    pool = client.connection_pool
+    pool: Any = client.connection_pool
     return PoolUse(len(pool._in_use_connections), pool.max_connections, pool.waiting, pool.waited_s)
 
 
@@ -54,11 +54,11 @@ class _CountingPool(BlockingConnectionPool):
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
         if self.can_get_connection():
-            return await super().get_connection()
+            return await super().get_connection()  # type: ignore[no-untyped-call]
         began = time.monotonic()
         self.waiting += 1
         try:
-            return await super().get_connection()
+            return await super().get_connection()  # type: ignore[no-untyped-call]
         finally:
             self.waiting -= 1
             self.waited_s += time.monotonic() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def _counts_of_workers(loaded: Loaded) -> Path | None:
     """The folder of the worker's processes. None: they count in the operator's own, which is shown anyway."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         return None
-    return loaded.settings.state / "run" / f"jobs-{loaded.settings.jobs.port}-metrics"
+    # Containers may share the state folder, and then neither process ids nor ports tell them apart.
+    return loaded.settings.state / "run" / f"jobs-{socket.gethostname()}-{loaded.settings.jobs.port}-metrics"
 
 
 @contextlib.asynccontextmanager

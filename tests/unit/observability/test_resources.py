@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -133,10 +134,10 @@ def test_processes_of_one_folder_add_their_cpu_and_share_their_disk(tmp_path: Pa
 def test_redis_says_who_waited_for_a_connection(redis_url: str) -> None:
     async def scenario() -> None:
         client = connect(redis_url, RedisSettings(max_connections=1), timeout_ms=5000)
-        pool = client.connection_pool
+        pool: Any = client.connection_pool
         held = await pool.get_connection()
         assert pool_use(client) == PoolUse(1, 1, 0, 0.0)
-        asked = asyncio.create_task(client.ping())
+        asked: asyncio.Future[bool] = asyncio.ensure_future(client.ping())
         for _ in range(100):  # steps of the loop until the call has found nothing free
             if pool_use(client).waiting:
                 break
