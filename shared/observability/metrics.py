@@ -1,6 +1,7 @@
 """A Prometheus registry of one service. Declares `silkrec_<service>_<name>`; base units belong in the name.
 
-With PROMETHEUS_MULTIPROC_DIR set, `render()` merges the files of all processes that share the folder.
+With PROMETHEUS_MULTIPROC_DIR set, `render()` merges the files of all processes that share the folder. A process that
+started others with such a folder of their own gives it as `children`, and shows theirs behind its own.
 """
 
 from __future__ import annotations
@@ -55,12 +56,13 @@ _FORBIDDEN_LABELS = {"user_id", "visitor_id", "user_key", "item_id", "item_index
 class Metrics:
     """Declare each metric once and keep the returned object. Safe to build twice in one process (own registry)."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, *, children: Path | None = None) -> None:
         if _SERVICE.match(service) is None:
             raise ValueError(f"a service is named [a-z][a-z0-9_]*, not {service!r}")
         self.service = service
         self.registry = CollectorRegistry()
         self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._children = children
         if self._folder is None:
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
@@ -92,12 +94,10 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text, for `CONTENT_TYPE`."""
-        registry = self.registry
-        if self._folder is not None:
-            registry = CollectorRegistry()
-            _bury(Path(self._folder))
-            MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        own = generate_latest(self.registry) if self._folder is None else _merged(Path(self._folder))
+        if self._children is None or not self._children.is_dir():
+            return own
+        return own + _merged(self._children)
 
     def _name(self, name: str) -> str:
         return f"silkrec_{self.service}_{name}"
@@ -108,6 +108,13 @@ class Metrics:
         if ids:
             raise ValueError(f"{', '.join(sorted(ids))} cannot be a label: it has as many values as there are ids")
         return tuple(labels)
+
+
+def _merged(folder: Path) -> bytes:
+    registry = CollectorRegistry()
+    _bury(folder)
+    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def _bury(folder: Path) -> None:

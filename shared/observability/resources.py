@@ -27,11 +27,12 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """`waiting`: callers that found no connection free."""
+    """`waiting`: callers that found no connection free. `waited_s`: how long all of them did, since the start."""
 
     in_use: int
     limit: int
     waiting: int = 0
+    waited_s: float = 0.0
 
 
 class ResourceMetrics:
@@ -50,6 +51,7 @@ class ResourceMetrics:
         self._sleep, self._clock = sleep, clock
         self._process = psutil.Process()
         self._cpu_s = 0.0
+        self._waited_s = dict.fromkeys(pools, 0.0)
         self._disk_failed = False
         self._cpu = metrics.counter("cpu_seconds_total", "CPU time of the process, all threads")
         self._resident = metrics.gauge("resident_memory_bytes", "Memory of the process")
@@ -61,6 +63,7 @@ class ResourceMetrics:
         self._in_use = metrics.gauge("pool_in_use", "Connections of a pool that somebody has", ["pool"])
         self._limit = metrics.gauge("pool_limit", "Connections that a pool may have", ["pool"])
         self._waiting = metrics.gauge("pool_waiting", "Callers that wait for a connection of a pool", ["pool"])
+        self._waited = metrics.counter("pool_wait_seconds_total", "Waits for a connection of a pool", ["pool"])
 
     async def run(self) -> None:
         while True:
@@ -83,6 +86,8 @@ class ResourceMetrics:
             self._in_use.labels(name).set(now.in_use)
             self._limit.labels(name).set(now.limit)
             self._waiting.labels(name).set(now.waiting)
+            self._waited.labels(name).inc(max(0.0, now.waited_s - self._waited_s[name]))
+            self._waited_s[name] = now.waited_s
 
     def _sample_disk(self) -> None:
         try:

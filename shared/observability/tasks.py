@@ -70,6 +70,8 @@ class TaskOwner:
         """Keeps `work()` running until `close()`. Returning counts as dying: a loop has no reason to end."""
         if self._closed or name in self._loops:
             raise RuntimeError(f"task {name!r} cannot start: " + ("owner is closed" if self._closed else "it runs"))
+        if self._deaths is not None:
+            self._deaths.labels(name)  # a rate needs the zero before the first one
         self._loops[name] = asyncio.create_task(self._keep(name, _Service(work)), name=name)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ class Database:
         self.connections = settings.pool_size
         self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="database")
         self._asked = 0
+        self._waited_s = 0.0
+        self._counting = threading.Lock()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -92,6 +95,8 @@ class Database:
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)` in the pool of `pool_size` threads."""
         self._asked += 1
+        if self._asked > self.connections:
+            work = self._timed(work)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
         finally:
@@ -101,7 +106,17 @@ class Database:
         """`waiting`: calls of `run` beyond the threads there are."""
         pool = self.engine.pool
         in_use = pool.checkedout() if isinstance(pool, QueuePool) else 0
-        return PoolUse(in_use, self.connections, max(0, self._asked - self.connections))
+        return PoolUse(in_use, self.connections, max(0, self._asked - self.connections), self._waited_s)
+
+    def _timed(self, work: Callable[..., T]) -> Callable[..., T]:
+        asked = time.monotonic()
+
+        def begun(*args: Any) -> T:
+            with self._counting:
+                self._waited_s += time.monotonic() - asked
+            return work(*args)
+
+        return begun
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)

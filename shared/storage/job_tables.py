@@ -41,6 +41,8 @@ jobs = Table(
     Column("created_at_us", BigInteger, nullable=False),
     Column("started_at_us", BigInteger),
     Column("finished_at_us", BigInteger),
+    Column("request_id", ascii_text(128), comment="of the request that asked for it; none: a schedule did"),
+    Column("traceparent", ascii_text(55), comment="its trace, which those of the chunks are linked to"),
     Index(None, "state", "created_at_us"),
     Index(None, "created_at_us"),
     Index(None, "finished_at_us"),

@@ -5,6 +5,9 @@ Two clients a process, because a read on the request path may wait 20 ms and a w
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -22,7 +25,7 @@ def connect(url: str, settings: RedisSettings, *, timeout_ms: int) -> Redis:
     """A client whose every call ends within `timeout_ms`, connecting included; no hidden retries. Values stay bytes."""
     timeout_s = timeout_ms / 1000
     try:
-        pool = BlockingConnectionPool.from_url(
+        pool = _CountingPool.from_url(
             url,
             max_connections=settings.max_connections,
             timeout=timeout_s,
@@ -37,6 +40,25 @@ def connect(url: str, settings: RedisSettings, *, timeout_ms: int) -> Redis:
 
 
 def pool_use(client: Redis) -> PoolUse:
-    """Of a client that `connect` made. The library counts no one who waits: that ends within the client's time-out."""
-    pool = client.connection_pool
-    return PoolUse(len(pool._in_use_connections), pool.max_connections)
+    """Of a client that `connect` made. A wait ends within the client's time-out."""
+    pool: Any = client.connection_pool
+    return PoolUse(len(pool._in_use_connections), pool.max_connections, pool.waiting, pool.waited_s)
+
+
+class _CountingPool(BlockingConnectionPool):
+    """Knows who waits, as the library does not; a call that finds a connection pays for one comparison."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.waiting, self.waited_s = 0, 0.0
+
+    async def get_connection(self, *_: Any, **__: Any) -> Any:
+        if self.can_get_connection():
+            return await super().get_connection()  # type: ignore[no-untyped-call]
+        began = time.monotonic()
+        self.waiting += 1
+        try:
+            return await super().get_connection()  # type: ignore[no-untyped-call]
+        finally:
+            self.waiting -= 1
+            self.waited_s += time.monotonic() - began

@@ -15,12 +15,19 @@ def quantiles(metric: str, matchers: str = "") -> tuple[Query, ...]:
     )
 
 
-def rate(metric: str, *by: str, matchers: str = "", says: str = "") -> Query:
-    """A counter a second, by some of its labels. `says`: goes before their values in the legend."""
+def rate(metric: str, *by: str, matchers: str = "", says: str = "", rare: bool = False) -> Query:
+    """A counter a second, by some of its labels. `says`: goes before their values in the legend. `rare`: a series is
+    there from its first count on, and healthy processes count none, so 0 is shown until then and not "No data"."""
     if not by:
         return Query(f"sum(rate({metric}{matchers}[{RATE}]))", metric.removeprefix("silkrec_"))
     legend = " ".join([*([says] if says else []), *(f"{{{{{label}}}}}" for label in by)])
-    return Query(f"sum by ({', '.join(by)}) (rate({metric}{matchers}[{RATE}]))", legend)
+    expr = f"sum by ({', '.join(by)}) (rate({metric}{matchers}[{RATE}]))"
+    return Query(or_none(expr, by[0]) if rare else expr, legend)
+
+
+def or_none(expr: str, label: str) -> str:
+    """A 0 whose `label` is `none` where there is no series."""
+    return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
 def pools(service: str) -> Panel:
@@ -31,6 +38,9 @@ def pools(service: str) -> Panel:
         (
             Query(f"max by (pool) (silkrec_{service}_pool_in_use / silkrec_{service}_pool_limit)", "{{pool}}"),
             Query(f"sum by (pool) (silkrec_{service}_pool_waiting)", "waiting for {{pool}}"),
+            Query(
+                f"sum by (pool) (rate(silkrec_{service}_pool_wait_seconds_total[{RATE}]))", "waits for {{pool}}, s/s"
+            ),
         ),
         line=0.9,
     )

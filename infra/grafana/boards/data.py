@@ -62,9 +62,9 @@ BOARD = Board(
                     "Lost for ever; answered before the write was confirmed; drains that failed.",
                     "ops",
                     (
-                        rate(f"{R}_journal_slates_lost_total", "cause", says="lost:"),
+                        rate(f"{R}_journal_slates_lost_total", "cause", says="lost:", rare=True),
                         rate(f"{R}_journal_slates_late_total"),
-                        rate(f"{R}_journal_drain_failures_total", "cause", says="drain failed:"),
+                        rate(f"{R}_journal_drain_failures_total", "cause", says="drain failed:", rare=True),
                     ),
                 ),
                 Panel("Purged", "Rows past their retention.", "ops", (rate(f"{F}_purged_rows_total", "table"),)),

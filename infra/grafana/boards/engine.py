@@ -45,7 +45,7 @@ BOARD = Board(
                     "Refused at the door",
                     "By door and code.",
                     "reqps",
-                    (rate(f"{P}_refused_requests_total", "door", "code"),),
+                    (rate(f"{P}_refused_requests_total", "door", "code", rare=True),),
                 ),
             ),
         ),

@@ -1,6 +1,6 @@
 """What operators need of experiments. Results, with their intervals, are on SilkRec's own dashboard."""
 
-from infra.grafana.boards.common import rate
+from infra.grafana.boards.common import or_none, rate
 from infra.grafana.panels import Board, Panel, Query, Row
 
 R = "silkrec_recommender"
@@ -16,7 +16,12 @@ BOARD = Board(
                     "Alarms",
                     "Faults in the data of experiments that run, such as a sample-ratio mismatch.",
                     "short",
-                    (Query(f"max by (experiment, code) ({R}_experiment_alarms)", "{{experiment}} {{code}}"),),
+                    (
+                        Query(
+                            or_none(f"max by (experiment, code) ({R}_experiment_alarms)", "code"),
+                            "{{experiment}} {{code}}",
+                        ),
+                    ),
                     width=12,
                     line=1,
                 ),
@@ -25,8 +30,8 @@ BOARD = Board(
                     "Lost, or left out on purpose: exposures went with them.",
                     "ops",
                     (
-                        rate(f"{R}_journal_slates_lost_total", "cause", says="lost:"),
-                        rate(f"{R}_journal_slates_skipped_total", "cause", says="left out:"),
+                        rate(f"{R}_journal_slates_lost_total", "cause", says="lost:", rare=True),
+                        rate(f"{R}_journal_slates_skipped_total", "cause", says="left out:", rare=True),
                     ),
                     width=12,
                 ),

@@ -65,7 +65,7 @@ BOARD = Board(
                     "Given up",
                     "Stages that gave something up, and why.",
                     "ops",
-                    (rate("silkrec_recommender_degraded_stages_total", "stage", "cause"),),
+                    (rate("silkrec_recommender_degraded_stages_total", "stage", "cause", rare=True),),
                 ),
             ),
         ),
@@ -91,7 +91,7 @@ BOARD = Board(
                     "Late",
                     "Answers handed over after their deadline.",
                     "ops",
-                    (rate("silkrec_recommender_deadline_misses_total", "route"),),
+                    (rate("silkrec_recommender_deadline_misses_total", "route", rare=True),),
                 ),
                 Panel(
                     "Deaths",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +21,7 @@ from services.recommender.jobs.sweeper import Sweeper
 from services.recommender.jobs.webhook import Webhook
 from services.recommender.jobs.worker_process import WorkerProcess
 from shared.observability.metrics import Metrics
+from shared.observability.resources import ResourceMetrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.load import Loaded
 from shared.storage.database import Database
@@ -57,13 +61,14 @@ class Board:
 
 def build(loaded: Loaded) -> FastAPI:
     """Nothing is opened before the lifespan begins. Raises ConfigurationError for a schedule that cannot be."""
-    metrics, board = Metrics(SERVICE), Board()
+    counts = _counts_of_workers(loaded)
+    metrics, board = Metrics(SERVICE, children=counts), Board()
     for schedule in loaded.settings.jobs.schedules:
         Schedule.of(schedule, loaded.settings)  # one line that names it, before anything is started
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        async with _opened(loaded, metrics, board) as state:
+        async with _opened(loaded, metrics, board, counts) as state:
             yield state
 
     return create_app(
@@ -78,18 +83,27 @@ def build(loaded: Loaded) -> FastAPI:
     )
 
 
+def _counts_of_workers(loaded: Loaded) -> Path | None:
+    """The folder of the worker's processes. None: they count in the operator's own, which is shown anyway."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        return None
+    # Containers may share the state folder, and then neither process ids nor ports tell them apart.
+    return loaded.settings.state / "run" / f"jobs-{socket.gethostname()}-{loaded.settings.jobs.port}-metrics"
+
+
 @contextlib.asynccontextmanager
-async def _opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterator[Mapping[str, Any]]:
+async def _opened(
+    loaded: Loaded, metrics: Metrics, board: Board, counts: Path | None
+) -> AsyncIterator[Mapping[str, Any]]:
     settings = loaded.settings
     counted = JobMetrics(metrics)
     async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_url(), settings.database)
         stack.push_async_callback(asyncio.to_thread, database.close)
         board.scheduler = Scheduler(JobDesk(database, settings), counted)
-        board.worker = WorkerProcess(loaded.config_file, counted)
-        board.sweeper = Sweeper(
-            database, WakeUps(make_app(settings)), settings.jobs, counted, restart_worker=board.worker.kill
-        )
+        board.worker = WorkerProcess(loaded.config_file, counted, counts=counts)
+        queue = WakeUps(make_app(settings))
+        board.sweeper = Sweeper(database, queue, settings.jobs, counted, restart_worker=board.worker.kill)
         purge = JobPurge(database, settings.job_output_dir(), settings.jobs.retention_days, counted)
         stack.push_async_callback(board.worker.close)
         webhook = Webhook(database, settings.jobs.webhook, counted)
@@ -98,6 +112,8 @@ async def _opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterat
         stack.push_async_callback(tasks.close)
         keys = KeyCache(database)
         await keys.start(tasks)
+        resources = ResourceMetrics(metrics, state=settings.state, pools={"database": database.use})
+        tasks.start("resources", resources.run)
         tasks.start("worker", board.worker.run)
         tasks.start("sweeper", board.sweeper.run)
         tasks.start("schedules", board.scheduler.run)

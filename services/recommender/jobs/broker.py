@@ -13,6 +13,7 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from shared.errors import DependencyError
+from shared.observability import context, tracing
 from shared.observability.logging import get_logger
 from shared.settings.roots import JobsSettings, Settings
 
@@ -75,10 +76,12 @@ def _transport(url: str, jobs: JobsSettings) -> dict[str, Any]:
 
 
 class WakeUps:
-    """Sends wake-up messages, and counts those that wait. Blocking; one thread at a time."""
+    """Sends wake-up messages, and counts those that wait: `waiting`, as of the last `top_up`. Blocking; one thread at a
+    time."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self.waiting = 0
 
     def top_up(self, wanted: int) -> int:
         """Brings the queue to `wanted` messages, never beyond; how many were sent. Raises BrokerUnavailable."""
@@ -88,9 +91,9 @@ class WakeUps:
                 with connection.channel() as channel:
                     waiting = int(Queue(QUEUE, durable=True)(channel).queue_declare().message_count)
                 missing = max(0, wanted - waiting)
+                self.waiting = waiting + missing
                 with self._app.amqp.Producer(connection, auto_declare=False) as producer:
-                    for _ in range(missing):
-                        self._app.send_task(TASK, queue=QUEUE, producer=producer, retry=False)
+                    self._send(missing, producer=producer)
                 return missing
         except (OperationalError, OSError, *self._app.connection_for_write().connection_errors) as error:
             raise BrokerUnavailable(f"the broker takes no wake-ups: {type(error).__name__}") from error
@@ -98,6 +101,15 @@ class WakeUps:
     def send_one(self) -> None:
         """Another look, for whoever is free. What cannot be sent is sent by the sweeper later."""
         try:
-            self._app.send_task(TASK, queue=QUEUE, retry=False)
+            self._send(1)
         except (OperationalError, OSError) as error:
             _log.warning("a wake-up was not sent; the sweeper sends it later", cause=type(error).__name__)
+
+    def _send(self, count: int, **how: Any) -> None:
+        """They say in their headers which trace they were sent in: a few lines, where OpenTelemetry's instrumentation
+        of Celery would start a span for each look, also for those that find nothing."""
+        if count == 0:
+            return
+        with tracing.own_trace(f"{TASK} send", "producer"):
+            for _ in range(count):
+                self._app.send_task(TASK, queue=QUEUE, headers=context.outgoing_headers(), retry=False, **how)

@@ -14,6 +14,7 @@ from services.recommender.jobs.store.jobs import JobRow, JobState, NewJob
 from services.recommender.jobs.store.progress import Progress
 from services.recommender.jobs.store.rules import Rules
 from shared.errors import Conflict
+from shared.observability.context import RequestContext
 from shared.settings.roots import Settings
 from shared.storage.database import Database
 
@@ -42,10 +43,14 @@ class JobDesk:
     def rules(self) -> Rules:
         return Rules.of(self.settings.jobs)
 
-    def submit(self, body: JobBody, *, actor: str, idempotency_key: str | None = None) -> tuple[Seen, bool]:
-        """The job, and whether it is new. Raises ValidationFailed, NotFound, Conflict, TooManyRequests."""
+    def submit(
+        self, body: JobBody, *, actor: str, idempotency_key: str | None = None, origin: RequestContext | None = None
+    ) -> tuple[Seen, bool]:
+        """The job, and whether it is new. `origin`: the request that asks for it.
+
+        Raises ValidationFailed, NotFound, Conflict, TooManyRequests."""
         check(body, self.settings.data, files=self.settings.jobs.input_dir is not None)
-        new = NewJob(body.type, body.stored(), body.digest(), actor, idempotency_key)
+        new = NewJob(body.type, body.stored(), body.digest(), actor, idempotency_key, origin)
         try:
             job, is_new = self.database.transact(lambda connection: job_rows.create(connection, new, self.rules))
         except IntegrityError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -22,7 +23,8 @@ class Heart:
         self._every_s = every_s
         self._stop = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        begun = contextvars.copy_context()  # what it logs has the ids of the chunk
+        self._thread = threading.Thread(target=begun.run, args=(self._beat,), name="lease", daemon=True)
 
     @property
     def lost(self) -> bool:

@@ -33,6 +33,9 @@ _log = get_logger(__name__)
 class Queue(Protocol):
     """`broker.WakeUps`, as far as it is used here; blocking."""
 
+    @property
+    def waiting(self) -> int: ...
+
     def top_up(self, wanted: int) -> int: ...
 
 
@@ -109,6 +112,7 @@ class Sweeper:
             return 0
         self.broker_status = "ok"
         self._metrics.wakeups.inc(sent)
+        self._metrics.queued.set(self._queue.waiting)
         if self._deafness.is_deaf(due=due, sent=sent, at_work=at_work):
             _log.error("wake-ups wait and nobody takes them: the worker is started again", waited_s=DEAF_S)
             self._restart_worker()
@@ -122,7 +126,8 @@ class Sweeper:
             settle(self._database, job_id, self._rules)
         if not active:
             return [], 0, False
-        self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
+        ended = self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
+        self._metrics.ended_leases.inc(ended)
         with self._database.read() as connection:
             due = chunks.due_count(connection, self._settings.max_waiting_wakeups)
             return job_rows.running(connection), due, chunks.holds_lease(connection, active, socket.gethostname())

@@ -23,9 +23,12 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from services.recommender.jobs.alive import worker_name
 from services.recommender.jobs.broker import TASK, WakeUps, make_app
 from services.recommender.jobs.bulk import wiring
+from services.recommender.jobs.metrics import ChunkMetrics
 from services.recommender.jobs.work import SlateMaker
 from services.recommender.jobs.working import Bench, turn
 from shared.errors import DatabaseUnavailable, SilkrecError
+from shared.observability import tracing
+from shared.observability.context import TRACEPARENT_HEADER
 from shared.observability.logging import get_logger
 from shared.observability.metrics import Metrics
 from shared.settings.load import Loaded
@@ -41,9 +44,9 @@ _log = get_logger(__name__)
 class Process:
     """What one worker process keeps between chunks: a loop in a thread of its own, stores, the maker."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, metrics: Metrics, counted: ChunkMetrics) -> None:
         settings = loaded.settings
-        self._settings = settings
+        self._settings, self._metrics = settings, metrics
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="slates", daemon=True)
         self._thread.start()
@@ -51,7 +54,7 @@ class Process:
         self._database = Database(settings.database_url(), settings.database)
         redis = self.run(self._redis()).result(CLOSE_S)
         self._maker: SlateMaker | None = None
-        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker_name())
+        self.bench = Bench(settings, self._database, redis, self.maker, self.run, worker_name(), counted)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -59,7 +62,7 @@ class Process:
     def maker(self) -> SlateMaker:
         """Opened at the first call. Raises DatabaseUnavailable."""
         if self._maker is None:
-            opening = self._stack.enter_async_context(wiring.opened(self._settings, Metrics(SERVICE)))
+            opening = self._stack.enter_async_context(wiring.opened(self._settings, self._metrics))
             try:
                 self._maker = self.run(opening).result(OPEN_S)
             except TimeoutError:
@@ -90,18 +93,28 @@ class Worker:
         self.app = make_app(loaded.settings)
         self._wake_ups = WakeUps(self.app)
         self._process: Process | None = None
-        self.app.task(name=TASK, ignore_result=True)(self.look)
+        self._metrics: Metrics | None = None
+        self._counted: ChunkMetrics | None = None
 
-    def look(self) -> None:
-        """One message: one chunk, and another message when there may be more."""
+        def received(task: Any) -> None:  # a plain function: Celery binds the task to it
+            self.look(task.request.get(TRACEPARENT_HEADER))
+
+        self.app.task(name=TASK, ignore_result=True, bind=True)(received)
+
+    def look(self, sent: str | None = None) -> None:
+        """One message: one chunk, and another message when there may be more. `sent`: the message's traceparent."""
+        metrics, counted = self._counts()
         try:
-            found = turn(self._opened().bench)
+            found = turn(self._opened(metrics, counted).bench, sent)
         except SoftTimeLimitExceeded:
+            counted.looks.labels("hung").inc()
             _log.error("a look hung and is ended; its chunk is due again once its lease runs out")
             os._exit(os.EX_SOFTWARE)  # whatever hung holds locks and connections; the master starts a fresh process
         except SilkrecError as error:
             _log.warning("a look ended early; the sweeper sends the next one", code=error.code, cause=error.detail)
+            counted.looks.labels("ended_early").inc()
             return
+        counted.looks.labels("chunk" if found else "nothing").inc()
         if found:
             self._wake_ups.send_one()
 
@@ -123,20 +136,30 @@ class Worker:
         )
         worker.start()
 
-    def _opened(self) -> Process:
+    def _counts(self) -> tuple[Metrics, ChunkMetrics]:
+        if self._metrics is None or self._counted is None:
+            self._metrics = Metrics(SERVICE)
+            self._counted = ChunkMetrics(self._metrics)
+        return self._metrics, self._counted
+
+    def _opened(self, metrics: Metrics, counted: ChunkMetrics) -> Process:
         if self._process is None:
-            self._process = Process(self._loaded)
+            self._process = Process(self._loaded, metrics, counted)
         return self._process
 
     def _begin(self, **_: Any) -> None:
         """In a fresh process: Ctrl-C is the master's business, and requests go first."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         wiring.lower_priority(self._loaded.settings)
+        self._counts()  # zeros before the first chunk, or a rate would not see it
+        # Not in the master: neither gRPC nor the thread that sends spans survives a fork.
+        tracing.configure(self._loaded.settings.tracing, service="jobs-worker")
 
     def _end(self, **_: Any) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None
+        tracing.shutdown()
 
 
 def end_with_stdin() -> None:

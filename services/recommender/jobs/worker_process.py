@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,17 +23,23 @@ _log = get_logger(__name__)
 
 
 class WorkerProcess:
-    """Give `run` to a TaskOwner; `close` it behind the owner. `status`: `ok`, or that it is being started."""
+    """Give `run` to a TaskOwner; `close` it behind the owner. `status`: `ok`, or that it is being started. `counts`:
+    the folder in which its processes keep their metrics, emptied at each start: a worker that keeps ending leaves no
+    files behind."""
 
     def __init__(
         self,
         config: Path | None,
         metrics: JobMetrics,
         *,
+        counts: Path | None = None,
         command: Sequence[str] = COMMAND,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._environment = {**os.environ, **({} if config is None else {"SILKREC_CONFIG": str(config)})}
+        self._counts = counts
+        if counts is not None:
+            self._environment["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
         self._metrics = metrics
         self._command = command
         self._sleep = sleep
@@ -54,6 +61,7 @@ class WorkerProcess:
         wait_s = FIRST_WAIT_S
         while True:
             began = time.monotonic()
+            self._empty_counts()
             self.process = await asyncio.create_subprocess_exec(
                 *self._command, env=self._environment, stdin=asyncio.subprocess.PIPE, start_new_session=True
             )
@@ -62,6 +70,12 @@ class WorkerProcess:
             wait_s = FIRST_WAIT_S if time.monotonic() - began > STABLE_S else min(LONGEST_WAIT_S, wait_s * 2)
             _log.error("the worker ended and is started again", exit_code=code, wait_s=wait_s)
             await self._sleep(wait_s)
+
+    def _empty_counts(self) -> None:
+        if self._counts is None:
+            return
+        shutil.rmtree(self._counts, ignore_errors=True)
+        self._counts.mkdir(parents=True, exist_ok=True)
 
     async def close(self) -> None:
         """Its chunk may end; then the whole session of the worker goes, so that no process of it is left behind."""

@@ -20,6 +20,7 @@ from services.recommender.catalogue.columns import format_time
 from services.recommender.jobs import asks as packing
 from services.recommender.jobs.heart import Heart
 from services.recommender.jobs.leases import DEPENDENCY_WAIT_S, ChunkKind, ChunkState, LeaseLost, renew_every_s
+from services.recommender.jobs.metrics import ChunkMetrics
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.outputs import redis as redis_output
 from services.recommender.jobs.outputs.made import Made
@@ -33,6 +34,8 @@ from services.recommender.jobs.store.rules import Rules
 from services.recommender.jobs.users import users_of
 from services.recommender.jobs.work import SlateMaker, UserSlate
 from shared.errors import DatabaseUnavailable, DependencyError, NothingToServe, Overloaded, SilkrecError
+from shared.observability import tracing
+from shared.observability.context import RequestContext
 from shared.observability.logging import get_logger
 from shared.settings.roots import Settings
 from shared.storage.database import Database
@@ -56,6 +59,7 @@ class Bench:
     maker: Callable[[], SlateMaker]
     run: Callable[[Coroutine[Any, Any, Any]], concurrent.futures.Future[Any]]
     worker: str
+    metrics: ChunkMetrics
     sleep: Callable[[float], None] = time.sleep
 
     @property
@@ -68,18 +72,50 @@ class SoftLimit(SilkrecError):
     title = "A chunk took longer than jobs.soft_limit_s"
 
 
-def turn(bench: Bench) -> bool:
-    """One chunk, whatever becomes of it; False when none was due. Raises DatabaseUnavailable."""
-    lease = bench.database.transact(lambda connection: chunks.claim(connection, bench.worker, bench.rules))
+def turn(bench: Bench, sent: str | None = None) -> bool:
+    """One chunk, whatever becomes of it; False when none was due. `sent`: traceparent of the message that led here.
+    Raises DatabaseUnavailable."""
+    lease, origin = _claim(bench)
     if lease is None:
         return False
+    asked, links = (None, [sent]) if origin is None else (origin.request_id, [origin.traceparent, sent])
+    with tracing.own_trace(f"chunk {lease.kind.value}", "consumer", request_id=asked, links=links):
+        tracing.note(silkrec_job_id=lease.job_id, silkrec_chunk=lease.chunk, silkrec_users=lease.users)
+        _counted(bench, lease)
+        settle(bench.database, lease.job_id, bench.rules)
+    return True
+
+
+def _counted(bench: Bench, lease: Lease) -> None:
+    """Raises DatabaseUnavailable."""
     _log.info("chunk leased", job_id=lease.job_id, chunk=lease.chunk, kind=lease.kind.value, attempt=lease.attempts)
+    began = time.monotonic()
     try:
-        _carry_out(bench, lease)
+        outcome = _carry_out(bench, lease)
     except LeaseLost:
         _log.warning("a lease was lost and the work is thrown away", job_id=lease.job_id, chunk=lease.chunk)
-    settle(bench.database, lease.job_id, bench.rules)
-    return True
+        outcome = "lost"
+    bench.metrics.seconds.labels(lease.kind.value).observe(time.monotonic() - began)
+    bench.metrics.ended.labels(lease.kind.value, outcome).inc()
+    tracing.note(silkrec_outcome=outcome)
+
+
+def _claim(bench: Bench) -> tuple[Lease | None, RequestContext | None]:
+    """With the request that asked for its job. Raises DatabaseUnavailable."""
+    parked: list[ChunkKind] = []
+
+    def take(connection: Connection) -> tuple[Lease | None, RequestContext | None]:
+        parked.clear()  # of an attempt that was rolled back
+        lease = chunks.claim(connection, bench.worker, bench.rules, parked=parked.append)
+        return lease, None if lease is None else job_rows.origin(connection, lease.job_id)
+
+    lease, origin = bench.database.transact(take)
+    for kind in parked:
+        bench.metrics.ended.labels(kind.value, ChunkState.PARKED.value).inc()
+    if lease is not None:
+        bench.metrics.started.labels(lease.kind.value).inc()
+        bench.metrics.taken_over.inc(lease.taken_over)
+    return lease, origin
 
 
 def settle(database: Database, job_id: str, rules: Rules) -> None:
@@ -92,8 +128,9 @@ def settle(database: Database, job_id: str, rules: Rules) -> None:
     database.transact(write)
 
 
-def _carry_out(bench: Bench, lease: Lease) -> None:
-    """Raises LeaseLost, DatabaseUnavailable (the lease then runs out, and the chunk is due again)."""
+def _carry_out(bench: Bench, lease: Lease) -> str:
+    """The outcome, one of `metrics.OUTCOMES`. Raises LeaseLost, DatabaseUnavailable (the lease then runs out, and the
+    chunk is due again)."""
     database, rules = bench.database, bench.rules
 
     def renew() -> None:
@@ -101,7 +138,7 @@ def _carry_out(bench: Bench, lease: Lease) -> None:
 
     try:
         with Heart(renew, renew_every_s(bench.settings.jobs.lease_s)) as heart:
-            _dispatch(bench, lease, heart)
+            return "succeeded" if _dispatch(bench, lease, heart) else "waits"
     except LeaseLost:
         raise
     except _BLAMELESS as error:
@@ -109,35 +146,40 @@ def _carry_out(bench: Bench, lease: Lease) -> None:
         reason = f"{error.code}: {error.detail}"
         wait_s = error.retry_after_s or DEPENDENCY_WAIT_S
         _commit(bench, lambda connection: chunks.release(connection, lease, reason, wait_s=wait_s))
+        return "waits"
     except Exception as error:  # noqa: BLE001  (whatever a chunk does to its worker, it is counted and said)
         expected = isinstance(error, SilkrecError)
         _log.error("a chunk failed", job_id=lease.job_id, chunk=lease.chunk, exc_info=None if expected else error)
         reason = (
             f"{error.code}: {error.detail}" if isinstance(error, SilkrecError) else f"{type(error).__name__}: {error}"
         )
-        _commit(bench, lambda connection: _fail(connection, lease, reason, rules))
+        state = _commit(bench, lambda connection: _fail(connection, lease, reason, rules))
+        return "parked" if state is ChunkState.PARKED else "retried"
 
 
-def _fail(connection: Connection, lease: Lease, reason: str, rules: Rules) -> None:
+def _fail(connection: Connection, lease: Lease, reason: str, rules: Rules) -> ChunkState:
     state = chunks.fail(connection, lease, reason, rules)
     if state is ChunkState.PARKED:
         _log.error("a chunk is parked", job_id=lease.job_id, chunk=lease.chunk, users=lease.users, reason=reason)
+    return state
 
 
-def _dispatch(bench: Bench, lease: Lease, heart: Heart) -> None:
+def _dispatch(bench: Bench, lease: Lease, heart: Heart) -> bool:
+    """Whether the chunk is done; a plan may take several turns."""
     with bench.database.read() as connection:
         job = job_rows.get(connection, lease.job_id)
         now_us = database_clock(connection)
     body = read_stored(dict(job.spec))
     if lease.kind is ChunkKind.PLAN:
-        _plan(bench, lease, body, job.cursor, now_us, heart)
-    elif lease.kind is ChunkKind.PUBLISH:
+        return _plan(bench, lease, body, job.cursor, now_us, heart)
+    if lease.kind is ChunkKind.PUBLISH:
         _publish(bench, lease, job, body)
     else:
         _make(bench, lease, body, now_us, heart)
+    return True
 
 
-def _plan(bench: Bench, lease: Lease, body: JobBody, cursor: Any, now_us: int, heart: Heart) -> None:
+def _plan(bench: Bench, lease: Lease, body: JobBody, cursor: Any, now_us: int, heart: Heart) -> bool:
     settings = bench.settings
     people = users_of(
         body, database=bench.database, schema=settings.data, input_dir=settings.job_input_dir(), now_us=now_us
@@ -145,8 +187,10 @@ def _plan(bench: Bench, lease: Lease, body: JobBody, cursor: Any, now_us: int, h
     planner = Planner(
         bench.database, lease, people, bench.rules, turn_s=settings.jobs.soft_limit_s / 2, stopped=lambda: heart.lost
     )
-    if not planner.plan(cursor):
-        bench.database.transact(lambda connection: chunks.release(connection, lease, None, wait_s=0.0))
+    if planner.plan(cursor):
+        return True
+    bench.database.transact(lambda connection: chunks.release(connection, lease, None, wait_s=0.0))
+    return False
 
 
 def _make(bench: Bench, lease: Lease, body: JobBody, now_us: int, heart: Heart) -> None:
@@ -171,6 +215,8 @@ def _make(bench: Bench, lease: Lease, body: JobBody, now_us: int, heart: Heart) 
         checksum=made.checksum(), seconds=time.monotonic() - began, output=staged, note=made.note(),
     )  # fmt: skip
     _commit(bench, lambda connection: chunks.finish(connection, lease, done))
+    bench.metrics.users.labels("done").inc(done.users_done)
+    bench.metrics.users.labels("failed").inc(len(done.failures))
 
 
 def _publish(bench: Bench, lease: Lease, job: job_rows.JobRow, body: JobBody) -> None:
@@ -200,7 +246,7 @@ def _wait(bench: Bench, work: Coroutine[Any, Any, T], began: float, heart: Heart
     return future.result()  # type: ignore[no-any-return]
 
 
-def _commit(bench: Bench, write: Callable[[Connection], None]) -> None:
+def _commit(bench: Bench, write: Callable[[Connection], T]) -> T:
     """Through a restart of the database: the token makes a late commit harmless, and computing again costs seconds.
 
     A commit whose answer was lost shows as a lost lease, and the chunk is done."""

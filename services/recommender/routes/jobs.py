@@ -15,6 +15,7 @@ from services.recommender.jobs.shown import as_shown
 from services.recommender.jobs.spec import JobBody, Kind
 from services.recommender.jobs.store.jobs import JobState
 from shared.errors import FieldError, ValidationFailed
+from shared.observability import context, tracing
 from shared.web.auth import Principal, require
 
 T = TypeVar("T")
@@ -90,7 +91,11 @@ async def create(
 ) -> Any:
     """`location` names it. It starts as soon as a worker is free."""
     key = None if idempotency_key is None else f"api:{idempotency_key}"
-    seen, _ = await _changed(request, lambda desk: desk.submit(body, actor=_actor(principal), idempotency_key=key))
+    origin = context.current()
+    seen, _ = await _changed(
+        request, lambda desk: desk.submit(body, actor=_actor(principal), idempotency_key=key, origin=origin)
+    )
+    tracing.note(silkrec_job_id=seen.job.job_id)
     response.headers["location"] = f"/v1/jobs/{seen.job.job_id}"
     return as_shown(seen)
 

@@ -63,9 +63,11 @@ def test_a_broker_that_is_away_is_one_error_of_ours(scheme: str) -> None:
 class CountingQueue:
     def __init__(self) -> None:
         self.wanted: list[int] = []
+        self.waiting = 0
 
     def top_up(self, wanted: int) -> int:
         self.wanted.append(wanted)
+        self.waiting = wanted
         return wanted
 
 

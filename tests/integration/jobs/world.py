@@ -14,10 +14,12 @@ import numpy as np
 from sqlalchemy import Connection, insert, select
 
 from services.recommender.jobs.desk import JobDesk, Seen
+from services.recommender.jobs.metrics import ChunkMetrics
 from services.recommender.jobs.spec import read_body
 from services.recommender.jobs.work import SlateAsk, SlateSpec, UserSlate
 from services.recommender.jobs.working import Bench, turn
 from shared.contracts.manifest import Release
+from shared.observability.metrics import Metrics
 from shared.settings.load import Loaded
 from shared.settings.roots import Settings
 from shared.storage.database import Database
@@ -65,6 +67,7 @@ class World:
     maker: FakeMaker
     bench: Bench
     desk: JobDesk
+    metrics: Metrics
 
     def submit(self, kind: str = "slate", *, key: str | None = None, **params: Any) -> str:
         seen, _ = self.desk.submit(read_body({"type": kind, "params": params}), actor="test", idempotency_key=key)
@@ -129,8 +132,9 @@ def world(loaded: Loaded, database: Database) -> Iterator[World]:
         return asyncio.run_coroutine_threadsafe(work, loop)
 
     try:
-        bench = Bench(settings, database, redis, lambda: maker, run, "test-worker")
-        yield World(database, settings, maker, bench, JobDesk(database, settings))
+        metrics = Metrics("jobs_worker")
+        bench = Bench(settings, database, redis, lambda: maker, run, "test-worker", ChunkMetrics(metrics))
+        yield World(database, settings, maker, bench, JobDesk(database, settings), metrics)
     finally:
         run(redis.aclose(close_connection_pool=True)).result(5)
         loop.call_soon_threadsafe(loop.stop)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from shared.observability.metrics import Metrics
 
@@ -78,3 +79,21 @@ def test_a_process_that_was_killed_takes_its_gauges_along_and_leaves_its_counts(
     text, _ = start().communicate("\n", timeout=60)
     assert "silkrec_features_queue_events 7.0" in text
     assert "silkrec_features_events_total 6.0" in text
+
+
+def test_children_with_a_folder_of_their_own_are_shown_behind_their_parent(tmp_path: Path) -> None:
+    program = "from shared.observability.metrics import Metrics; Metrics('worker').counter('done_total', 'Done').inc(2)"
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    metrics = Metrics("jobs", children=tmp_path)
+    metrics.counter("sent_total", "Sent").inc()
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=True)
+    text = metrics.render().decode()
+    assert "silkrec_jobs_sent_total 1.0" in text
+    assert "silkrec_worker_done_total 4.0" in text
+    names = [family.name for family in text_string_to_metric_families(text)]
+    assert len(names) == len(set(names)), "no metric is there twice"
+
+
+def test_children_that_have_not_begun_are_no_error(tmp_path: Path) -> None:
+    assert b"silkrec" not in Metrics("jobs", children=tmp_path / "not yet").render()

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.observability.metrics import Metrics
 from shared.observability.resources import PoolUse, ResourceMetrics
-from shared.settings.roots import DatabaseSettings
+from shared.settings.roots import DatabaseSettings, RedisSettings
 from shared.storage.database import Database
+from shared.storage.redis import connect, pool_use
 
 
 def exported(metrics: Metrics) -> dict[str, float]:
@@ -90,7 +92,9 @@ def test_a_database_says_who_has_a_connection_and_who_waits(tmp_path: Path) -> N
         assert database.use() == PoolUse(2, 2, 1)
         go.set()
         await asyncio.gather(*asked)
-        assert database.use() == PoolUse(0, 2, 0)
+        over = database.use()
+        assert (over.in_use, over.waiting) == (0, 0)
+        assert 0 < over.waited_s < 10
         database.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
@@ -125,3 +129,25 @@ def test_processes_of_one_folder_add_their_cpu_and_share_their_disk(tmp_path: Pa
     assert found["state_size_bytes"] == size
     assert found["resident_memory_bytes"] > 2 * 15_000_000
     assert found["cpu_seconds_total"] > 0.1
+
+
+def test_redis_says_who_waited_for_a_connection(redis_url: str) -> None:
+    async def scenario() -> None:
+        client = connect(redis_url, RedisSettings(max_connections=1), timeout_ms=5000)
+        pool: Any = client.connection_pool
+        held = await pool.get_connection()
+        assert pool_use(client) == PoolUse(1, 1, 0, 0.0)
+        asked: asyncio.Future[bool] = asyncio.ensure_future(client.ping())
+        for _ in range(100):  # steps of the loop until the call has found nothing free
+            if pool_use(client).waiting:
+                break
+            await asyncio.sleep(0)
+        assert pool_use(client).waiting == 1
+        await pool.release(held)
+        assert await asked
+        over = pool_use(client)
+        assert (over.in_use, over.waiting) == (0, 0)
+        assert over.waited_s > 0
+        await client.aclose(close_connection_pool=True)
+
+    asyncio.run(scenario())

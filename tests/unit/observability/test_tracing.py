@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import httpx
 import pytest
 from fastapi import FastAPI
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
@@ -26,6 +22,7 @@ from shared.observability import context, logging, tracing
 from shared.observability.metrics import Metrics
 from shared.settings.roots import LogSettings, TracingSettings
 from shared.web.middleware import ContextMiddleware
+from tests.otlp import collecting
 from tests.servers import free_port
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -129,43 +126,13 @@ def test_off_nothing_that_traces_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self) -> None:
-        self.got: list[trace_service_pb2.ExportTraceServiceRequest] = []
-
-    def Export(
-        self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
-        self.got.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@contextlib.contextmanager
-def collecting() -> Iterator[tuple[Collector, str]]:
-    collector, server = Collector(), grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield collector, f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait(5)
-
-
 def test_a_collector_gets_the_spans_before_the_process_ends() -> None:
     with collecting() as (collector, endpoint):
         tracing.configure(TracingSettings(otlp_endpoint=endpoint, sample_ratio=1.0), service="features")
         ask(application({}))
         tracing.shutdown()
-    resources = [told for request in collector.got for told in request.resource_spans]
-    names = {
-        one.value.string_value for told in resources for one in told.resource.attributes if one.key == "service.name"
-    }
-    assert names == {"silkrec-features"}
-    assert {span.name for told in resources for scope in told.scope_spans for span in scope.spans} == {
-        "GET /v1/items/{item_id}",
-        "features",
-    }
+    assert {name for name, _ in collector.spans()} == {"silkrec-features"}
+    assert {span.name for _, span in collector.spans()} == {"GET /v1/items/{item_id}", "features"}
 
 
 def test_a_collector_that_is_away_holds_up_neither_requests_nor_the_end() -> None:

@@ -25,12 +25,13 @@ from services.recommender.serving.releases import ReleaseWatcher
 from shared.actions import ActionTable
 from shared.contracts.manifest import Deployment
 from shared.observability.metrics import Metrics
+from shared.observability.resources import ResourceMetrics
 from shared.observability.tasks import TaskOwner
 from shared.settings.roots import Settings
 from shared.storage import deployments
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
-from shared.storage.redis import connect
+from shared.storage.redis import connect, pool_use
 
 READ_S = 60.0
 """Until the first look at the catalogue and the counts is over."""
@@ -57,6 +58,8 @@ async def opened(settings: Settings, metrics: Metrics, *, patience_s: float = PA
         stack.push_async_callback(client.close)
         tasks = TaskOwner(metrics=metrics)
         stack.push_async_callback(tasks.close)
+        pools = {"database": database.use, "redis": lambda: pool_use(redis)}
+        tasks.start("resources", ResourceMetrics(metrics, state=settings.state, pools=pools).run)
         holder = StateHolder(ServingState.empty(Catalogue(settings.data)))
         experiments = ExperimentWatcher(database, settings.data, refresh_s=settings.recommender.refresh_s)
         await _follow(settings, database, reader, client, holder, experiments, tasks, ServingMetrics(metrics))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -32,7 +32,7 @@ _NO_WORD = "its worker ended without a word: killed, out of memory, or cut off f
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`attempts` counts this one. `asks`: the packed users of a work chunk."""
+    """`attempts` counts this one. `asks`: the packed users of a work chunk. `taken_over`: the lease before ran out."""
 
     job_id: str
     chunk: int
@@ -41,6 +41,7 @@ class Lease:
     attempts: int
     users: int
     asks: bytes | None
+    taken_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,20 @@ class Done:
     note: str | None = None
 
 
-def claim(connection: Connection, worker: str, rules: Rules, clock: Clock = database_clock) -> Lease | None:
+def claim(
+    connection: Connection, worker: str, rules: Rules, clock: Clock = database_clock,
+    *, parked: Callable[[ChunkKind], None] = lambda _kind: None,
+) -> Lease | None:  # fmt: skip
     """A lease on a chunk that is due, of a random job, so that a long job holds nobody up. None: nothing is due.
 
-    A leased chunk is due when its lease ran out. What failed too often is parked on the way; what is too large for the
-    target, or failed twice, is made two."""
+    A leased chunk is due when its lease ran out. What failed too often is parked on the way, and `parked` is told; what
+    is too large for the target, or failed twice, is made two."""
     now_us = clock(connection)
     for job_id in random.sample(found := active_ids(connection), len(found)):
         for row in _due(connection, job_id, now_us):
             if row.attempts >= rules.max_attempts:
                 _park(connection, row, row.reason or _NO_WORD, now_us)
+                parked(ChunkKind(row.kind))
                 continue
             if _take(connection, row, worker, now_us, rules):
                 return _lease(connection, row, now_us, rules)
@@ -206,7 +211,10 @@ def _lease(connection: Connection, row: Row[*tuple[Any, ...]], now_us: int, rule
     table = job_chunks.c
     here = (table.job_id == row.job_id, table.chunk == row.chunk)
     asks = connection.scalar(select(table.asks).where(*here))
-    lease = Lease(row.job_id, row.chunk, ChunkKind(row.kind), row.token + 1, row.attempts + 1, row.users, asks)
+    lease = Lease(
+        row.job_id, row.chunk, ChunkKind(row.kind), row.token + 1, row.attempts + 1, row.users, asks,
+        taken_over=row.state == ChunkState.LEASED.value,
+    )  # fmt: skip
     connection.execute(
         update(jobs).where(jobs.c.job_id == row.job_id, jobs.c.started_at_us.is_(None)).values(started_at_us=now_us)
     )
@@ -226,7 +234,7 @@ def _split(connection: Connection, lease: Lease, keep: int, now_us: int) -> Leas
     add_chunks(connection, lease.job_id, [(number, ChunkKind.WORK, len(users) - keep, other)], now_us, attempts=before)
     values = {"users": keep, "asks": mine, "attempts": before + 1}
     _write(connection, lease, values)
-    return Lease(lease.job_id, lease.chunk, lease.kind, lease.token, before + 1, keep, mine)
+    return replace(lease, attempts=before + 1, users=keep, asks=mine)
 
 
 def next_number(connection: Connection, job_id: str, count: int = 1) -> int:

@@ -14,6 +14,7 @@ from services.recommender.jobs.leases import OPEN, PLAN_CHUNK, ChunkKind, ChunkS
 from services.recommender.jobs.store.clock import Clock, database_clock
 from services.recommender.jobs.store.rules import Rules
 from shared.errors import Conflict, NotFound, TooManyRequests
+from shared.observability.context import RequestContext
 from shared.storage.tables import job_chunks, job_events, jobs
 
 ACTOR_MAX = 128
@@ -75,6 +76,7 @@ class NewJob:
     digest: str
     actor: str
     idempotency_key: str | None = None
+    origin: RequestContext | None = None
 
 
 def create(connection: Connection, new: NewJob, rules: Rules, clock: Clock = database_clock) -> tuple[JobRow, bool]:
@@ -96,7 +98,8 @@ def create(connection: Connection, new: NewJob, rules: Rules, clock: Clock = dat
         insert(jobs).values(
             job_id=job_id, kind=new.kind, state=JobState.PLANNING.value, spec=dict(new.spec), spec_digest=new.digest,
             idempotency_key=new.idempotency_key, actor=new.actor[:ACTOR_MAX], planned=False, chunks=0,
-            created_at_us=now_us,
+            created_at_us=now_us, request_id=new.origin and new.origin.request_id,
+            traceparent=new.origin and new.origin.traceparent,
         )
     )  # fmt: skip
     add_chunks(connection, job_id, [(PLAN_CHUNK, ChunkKind.PLAN, 0, None)], now_us)
@@ -111,6 +114,14 @@ def get(connection: Connection, job_id: str, *, lock: bool = False) -> JobRow:
     if row is None:
         raise NotFound("there is no such job_id; finished jobs are kept for jobs.retention_days")
     return _job(row)
+
+
+def origin(connection: Connection, job_id: str) -> RequestContext | None:
+    """The request that asked for it; None: a schedule did, or an older release took it."""
+    row = connection.execute(select(jobs.c.request_id, jobs.c.traceparent).where(jobs.c.job_id == job_id)).one_or_none()
+    if row is None or row.request_id is None or row.traceparent is None:
+        return None
+    return RequestContext(row.request_id, row.traceparent)
 
 
 def page(
