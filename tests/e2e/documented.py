@@ -47,8 +47,8 @@ class Home:
         return self.run("python3 example.py")
 
     def rewritten(self, command: str) -> str:
-        """Ports and folders are the test's, `m-…` and `i-…` are what the last `train` and `index build` printed, and what
-        `CUT` names is left out."""
+        """Ports and folders are the test's, `m-…` and `i-…` are what the last `train` and `index build` printed, and
+        what `CUT` names is left out."""
         for part in CUT:
             command = command.replace(part, "")
         for name, port in DEFAULT_PORTS.items():
@@ -83,7 +83,7 @@ class Home:
 
 @contextlib.contextmanager
 def home(folder: Path) -> Iterator[Home]:
-    """A folder as after `git clone` and `./run setup`, with files of a shop that the pages import, and a suite in it."""
+    """A folder as after `git clone` and `./run setup`, with a shop's files that the pages import, and a suite in it."""
     clone, programs = folder / "clone", folder / "bin"
     clone.mkdir()
     programs.mkdir()
@@ -143,4 +143,3 @@ def write_shop(folder: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(("user_id", "country"))
         rows.writerows((f"u{user}", ("DE", "FR")[user % 2]) for user in range(1, USERS + 1))
-

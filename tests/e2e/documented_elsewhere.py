@@ -73,7 +73,7 @@ ELSEWHERE = (
     Elsewhere(r"silkrec serve \w+", "the suite of this test is one that was started so", is_silkrec),
     Elsewhere(r"silkrec tune batch", "measures for minutes; tests/unit/cli/test_tune.py", is_silkrec),
     Elsewhere(r"silkrec train --preset moe", "a second model costs seconds and shows no more", is_silkrec),
-    Elsewhere(r"silkrec open-bandit ", "downloads; tests/integration/recommender/test_open_bandit_import.py", is_silkrec),
+    Elsewhere(r"silkrec open-bandit ", "downloads; integration/recommender/test_open_bandit_import.py", is_silkrec),
     Elsewhere(r"python -m benchmarks\.", "minutes each", is_benchmark),
     Elsewhere(r"(prometheus|alertmanager) --", "stays; tests/prometheus.py starts both on these files", names_files),
     Elsewhere(r"infra/docker/(pin|build)\b", "needs a registry and Docker", names_files),

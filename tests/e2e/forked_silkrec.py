@@ -1,8 +1,9 @@
 """`silkrec` for many commands: an interpreter that has imported it once, and forks for each.
 
-A start of the command takes 1.1 to 2.6 s of two shared cores, nearly all of it imports; forty of them would be most of the time
-that all documented commands may take. What runs is `services.cli.main.main`, in a process of its own, with the caller's
-arguments, environment, folder and streams. `python forked_silkrec.py SOCKET` serves; `stub` writes the command.
+A start of the command takes 1.1 to 2.6 s on two shared cores, nearly all of it imports; forty of them would take most
+of the time that all documented commands may take. What runs is `services.cli.main.main`, in a process of its own, with
+the caller's arguments, environment, folder and streams. `python forked_silkrec.py SOCKET` serves; `stub` writes the
+command.
 """
 
 from __future__ import annotations

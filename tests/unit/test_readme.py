@@ -1,5 +1,5 @@
-"""README.md and README.zh-CN.md are one page in two languages: the same sections, commands, tables and links; and no page
-links a file or a heading that is not there."""
+"""README.md and README.zh-CN.md are one page in two languages: the same sections, commands, tables and links; and no
+page links a file or a heading that is not there."""
 
 from __future__ import annotations
 
