@@ -83,13 +83,11 @@ def _carried_out(clone: Home, block: Block, command: str, failures: list[str], *
         return ""
     deadline = time.monotonic() + KEYS_S
     while True:
-        began = time.monotonic()
         try:
             done = clone.run(command)
         except Exception as error:
             failures.append(f"{block.where}: {command}\n{error!r}")
             return ""
-        print(f"TIME {time.monotonic() - began:.2f} {block.where} {command[:70]}")
         # A new key is known everywhere within two seconds.
         if '"code":"unauthenticated"' not in done.stdout or time.monotonic() > deadline:
             break
