@@ -1,6 +1,6 @@
 """The inference service's metrics, declared once. The engine counts into dataclasses; here they are exported.
 
-What each means, beside Triton's name for it, is the table in docs/operators.md; a test holds the two together.
+What each means, beside Triton's name for it, is the table in docs/metrics.md; a test holds the two together.
 """
 
 from __future__ import annotations

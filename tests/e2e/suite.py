@@ -147,10 +147,11 @@ def declare(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serve_all(folder: Path, **settings: str) -> Iterator[Suite]:
-    """Ready to answer. `settings`: environment variables without their SILKREC_ prefix."""
+def serve_all(folder: Path, config: Path | None = None, **settings: str) -> Iterator[Suite]:
+    """Ready to answer. `config`: instead of the shop's own; `settings`: environment variables without their SILKREC_
+    prefix."""
     ports = {name: free_port() for name in ("recommender", "features", "inference", "grpc", "jobs")}
-    config = declare(folder)
+    config = config or declare(folder)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SILKREC_")},
         "SILKREC_CONFIG": str(config),

@@ -452,14 +452,14 @@ def test_a_second_process_takes_neither_the_socket_nor_the_port_of_the_first(
     asyncio.run(scenario())
 
 
-METRICS_PAGE = Path(__file__).resolve().parents[3] / "docs" / "operators.md"
+METRICS_PAGE = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 # Not what every service has, nor the client library's own.
 OURS = re.compile(r"silkrec_inference_(?!http_|background_|cpu_|resident_|state_|event_loop_|pool_)\w+(?<!_created)$")
 METRIC = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \| ([\w, ]*) ?\|", re.MULTILINE)
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:
-    """Family name to type and labels, from the operators' table."""
+    """Family name to type and labels, from the page's table."""
     rows = METRIC.findall(METRICS_PAGE.read_text("utf-8"))
     return {
         f"silkrec_inference_{name.removesuffix('_total')}": (kind, {part.strip() for part in labels.split(",")} - {""})
