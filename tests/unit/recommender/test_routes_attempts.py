@@ -15,8 +15,10 @@ from tests.unit.recommender.serving_app import World, world
 async def ask(
     w: World, started_s: float, path: str = "/v1/recommend", *, age_s: float = 0.0, rid: str = "r-1", **body: Any
 ) -> Any:
+    """With the longest deadline: it counts from `started_s`, and the test takes a while."""
     headers = {"x-request-id": rid, "x-request-start": f"t={started_s - age_s:.3f}"}
-    answer = await w.client.post("/v1/recommend", json={"visitor_id": "v1", **body}, headers=headers)
+    asked = {"visitor_id": "v1", "deadline_ms": 1000, **body}
+    answer = await w.client.post("/v1/recommend", json=asked, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
