@@ -24,7 +24,7 @@ PAGES = (
     "README.md", "docs/experiments.md", "docs/modellers.md", "docs/jobs.md", "docs/deploy.md", "docs/operators.md",
     "docs/integrators.md",
 )  # fmt: skip
-PROBLEM = '"type":"urn:silkrec:problem:'
+PROBLEM = '{"type":"urn:silkrec:problem:'
 KEYS_S = 4.0
 # Programs of a page that need files which nobody has here; they are compiled, and what they import must be there.
 COMPILED_ONLY = ("from services.inference.model import huggingface",)
@@ -92,7 +92,7 @@ def _carried_out(clone: Home, block: Block, command: str, failures: list[str], *
         if '"code":"unauthenticated"' not in done.stdout or time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    if done.returncode != 0 or (PROBLEM in done.stdout) != refused:
+    if done.returncode != 0 or done.stdout.startswith(PROBLEM) != refused:
         failures.append(f"{block.where}: {command}\nexit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     return done.stdout
 
