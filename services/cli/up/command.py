@@ -18,6 +18,7 @@ from services.cli.context import Options, load, say_json
 from services.cli.supervisor import holder, last_line, supervise
 from services.cli.up import configuration, processes
 from services.cli.up.down import end
+from services.cli.up.leftovers import end_leftovers
 from services.cli.up.plan import LISTEN, Plan, check
 from services.cli.up.running import published
 from shared.errors import ConfigurationError, SilkrecError
@@ -47,6 +48,9 @@ def command(
     if holder(loaded.settings) is not None:
         _tell(plan, "runs already", as_json)
         return
+    killed = end_leftovers(loaded.settings)
+    if killed:
+        typer.echo(f"Left by a supervisor that was killed, and killed now: {', '.join(killed)}.", err=True)
     check(plan)
     configuration.write(plan)
     if foreground:
