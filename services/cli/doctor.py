@@ -74,7 +74,9 @@ def examine(ctx: typer.Context) -> Iterator[Finding]:
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     missing = [
-        name for name in ("torch", "faiss", "grpc", "redis", "pymysql") if importlib.util.find_spec(name) is None
+        name
+        for name in ("torch", "faiss", "grpc", "redis", "pymysql", "cryptography")
+        if importlib.util.find_spec(name) is None
     ]
     if missing:
         return Finding("python", "broken", f"{version}, without {', '.join(missing)}", "run `./run setup`")
