@@ -74,6 +74,8 @@ def _start(ctx: typer.Context, plan: Plan) -> None:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    # A first start on two busy cores was silent for 29 s.
+    typer.echo(f"Starting {', '.join(plan.ready())}; this takes 10 to 30 s.", err=True)
     try:
         _wait_ready(plan, process, log)
     except BaseException:
