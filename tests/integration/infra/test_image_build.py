@@ -196,5 +196,6 @@ def test_the_image_of_these_lines_serves_without_root_on_a_root_file_system_that
 @pytest.mark.bench
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_with_a_package_index_every_line_is_carried_out(overlay: None, tmp_path: Path, target: str) -> None:
-    """Fills memory with the packages: 2 GB for `cpu`; `cuda` brings CUDA's libraries where the index has them."""
+    """Fills memory with the packages: 2 GB for `cpu`, which needs download.pytorch.org (where that is blocked pip tries
+    for minutes a package); `cuda` brings CUDA's libraries where the index has them."""
     assert_serves(carried_out(tmp_path, target, index=True))
