@@ -36,7 +36,7 @@ COMMANDS = {
     "database": "database",
     "backup": "backup.command",
     "tune": "tune.command",
-    "doctor": "doctor",
+    "doctor": "doctor.command",
     "simulate": "simulate.command",
     "open-bandit": "open_bandit.command",
     "openapi": "openapi",

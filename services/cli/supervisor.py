@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
+import psutil
 
 from services.cli import embedded_redis
 from shared.errors import ConfigurationError
@@ -252,7 +253,8 @@ def _kill_group(leader: int) -> None:
 
 
 def state_file(settings: Settings) -> Path:
-    """Who runs: {pid, services: {name: {pid, starts, url}}}. There while the supervisor is."""
+    """Who runs: {pid, services: {name: {pid, born, starts, url}}}, `born` in seconds since 1970. There while the
+    supervisor is, and behind one that was killed (`services/cli/up/leftovers.py`)."""
     return settings.state / "run" / "suite.json"
 
 
@@ -265,6 +267,7 @@ async def _publish(children: list[Child], settings: Settings, changed: asyncio.E
         told: dict[str, Any] = {
             child.name: {
                 "pid": child.process.pid if child.process else None,
+                "born": _born(child),
                 "starts": child.starts,
                 "url": "/".join(child.health.split("/", 3)[:3]),
             }
@@ -273,6 +276,16 @@ async def _publish(children: list[Child], settings: Settings, changed: asyncio.E
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps({"pid": os.getpid(), "services": told}))
         draft.replace(path)
+
+
+def _born(child: Child) -> float | None:
+    """With the id it names one process: ids come again, and not within the same hundredth of a second."""
+    if child.process is None:
+        return None
+    try:
+        return psutil.Process(child.process.pid).create_time()
+    except psutil.NoSuchProcess:  # gone meanwhile: its next start is published too
+        return None
 
 
 @contextlib.contextmanager

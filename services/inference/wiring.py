@@ -17,6 +17,7 @@ from services.inference.engine.capability import Machine
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.scheduler import BatchPolicy
 from services.inference.engine.tiers import CacheOptions
+from services.inference.forgetting import Departed, Forgetting, deleted_since
 from services.inference.gpu import Gpu
 from services.inference.grpc import GrpcServer, InferenceServicer
 from services.inference.infer_call import InferCall
@@ -138,6 +139,7 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
         await near.start()
         stack.push_async_callback(near.stop, _GRACE_S)
         tasks.start("model watcher", watcher.run)
+        tasks.start("deleted users", _forgetting(settings, engine, database, doors).run)
         gpu = await asyncio.to_thread(Gpu, engine.device_uuid)
         tasks.start("engine metrics", lambda: _export(exported, engine, gpu))
         pools = {"database": database.use}
@@ -156,6 +158,17 @@ async def opened(loaded: Loaded, metrics: Metrics, board: Board) -> AsyncIterato
             "watcher": watcher,
             "grpc": door,
         }
+
+
+def _forgetting(settings: Settings, engine: Engine, database: Database, doors: DoorMetrics) -> Forgetting:
+    def read(since_us: int) -> list[Departed]:
+        with database.read() as connection:
+            return deleted_since(connection, since_us)
+
+    async def departed(since_us: int) -> list[Departed]:
+        return await database.run(read, since_us)
+
+    return Forgetting(engine, departed, doors.forgot, refresh_s=settings.inference.refresh_s)
 
 
 def _watcher(

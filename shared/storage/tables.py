@@ -79,6 +79,7 @@ user_state = Table(
     Column("deleted_at_us", BigInteger, comment="late events are refused until the user is PUT again"),
     Column("merged_into", USER_KEY, comment="later events of this visitor belong to that user"),
     Index(None, "dirty_since_us"),
+    Index(None, "deleted_at_us"),
     **MYSQL,
 )
 

@@ -63,7 +63,7 @@ class Suite:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.ports['recommender']}"
 
-    def silkrec(self, *arguments: str) -> dict[str, Any]:
+    def silkrec(self, *arguments: str, failing: bool = False) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-m", "services.cli.main", *arguments, "--json"],
             env=self.environment,
@@ -72,7 +72,7 @@ class Suite:
             timeout=240,
             check=False,
         )
-        assert done.returncode == 0, f"silkrec {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        assert done.returncode == int(failing), f"silkrec {' '.join(arguments)}: {done.stdout}{done.stderr}"
         answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return answer
 

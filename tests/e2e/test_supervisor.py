@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+import redis
 
 from tests.e2e.suite import STOP_S, Suite, serve_all, until
 
@@ -44,6 +45,27 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
         yield running
 
 
+def assert_doctor_explains_a_sick_suite(suite: Suite) -> None:
+    """One service hangs, the cache refuses to forget, and Prometheus is away."""
+    hung = suite.running()["features"]["pid"]
+    with redis.Redis(unix_socket_path=str(suite.folder / "var/run/redis.sock")) as cache:
+        policy = cache.config_get("maxmemory-policy")["maxmemory-policy"]
+        cache.config_set("maxmemory-policy", "noeviction")
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            report = suite.silkrec("doctor", "--seconds", "0", "--prometheus", "http://127.0.0.1:1", failing=True)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+            cache.config_set("maxmemory-policy", policy)
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert not report["ok"]
+    assert (found["features"]["verdict"], found["redis memory"]["verdict"]) == ("fail", "warn"), report
+    assert "hangs" in found["features"]["found"]
+    assert "CONFIG SET maxmemory-policy" in found["redis memory"]["mend"]
+    assert found["Prometheus"]["verdict"] == "fail"
+    assert found["recommender"]["verdict"] != "fail", "what is well is not blamed"
+
+
 def test_a_second_suite_over_the_same_state_is_refused_with_what_to_do(embedded: Callable[[], Suite]) -> None:
     suite = embedded()
     command = [sys.executable, "-m", "services.cli.main", "serve", "all"]
@@ -71,11 +93,13 @@ def test_on_embedded_parts_the_suite_starts_with_nothing_installed_and_ends_toge
     running = pids(suite)
     # Not at once: five services start on two cores, and a ping has 20 ms.
     until(lambda: suite.http.get("/ready").json()["dependencies"]["redis"] == "ok", "the embedded Redis answers")
-    report = suite.silkrec("doctor")
+    suite.until_answers(f"http://127.0.0.1:{suite.ports['jobs']}/ready")
+    report = suite.silkrec("doctor", "--seconds", "0")
     assert report["ok"], report
     assert not [f for f in report["findings"] if f["what"] in ("redis", "features") and f["verdict"] != "ok"]
     job = suite.silkrec("jobs", "submit", "prefill", "--user", "ann", "--watch")
     assert (job["state"], job["progress"]) == ("succeeded", {"done": 1, "total": 1, "failed": 0})
+    assert_doctor_explains_a_sick_suite(suite)
     os.kill(suite.process.pid, signal.SIGTERM)
     assert suite.process.wait(STOP_S) == 0
     gone(running)

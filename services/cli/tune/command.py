@@ -155,6 +155,11 @@ def _row(row: Row) -> dict[str, Any]:
     return {**asdict(row.setting), **told, "held": row.held}
 
 
+def _ms(value: float) -> str:
+    """NaN: nothing was answered."""
+    return "–" if value != value else f"{value:.1f}"
+
+
 def _show(rows: Sequence[Row], found: Row | None, slo_ms: float) -> None:
     table = Table("Batch", "Delay ms", "QPS", "p50 ms", "p99 ms", f"Goodput at {slo_ms:g} ms", "In time")
     for row in sorted(rows, key=lambda row: (row.setting.max_batch_size, row.setting.max_queue_delay_ms, row.rate)):
@@ -163,8 +168,8 @@ def _show(rows: Sequence[Row], found: Row | None, slo_ms: float) -> None:
             str(row.setting.max_batch_size),
             f"{row.setting.max_queue_delay_ms:g}",
             f"{row.rate:.1f}",
-            f"{row.p50_ms:.1f}",
-            f"{row.p99_ms:.1f}",
+            _ms(row.p50_ms),
+            _ms(row.p99_ms),
             f"{row.goodput:.1f}",
             f"{row.share:.1%}",
             style=style,

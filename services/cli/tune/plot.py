@@ -11,6 +11,8 @@ from typing import Any
 from services.cli.tune.trial import Row, Setting
 from shared.errors import ConfigurationError
 
+# Okabe and Ito's, told apart by everybody.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>silkrec tune batch</title>
 <script>{script}</script>
@@ -33,17 +35,20 @@ def write(path: Path, rows: Sequence[Row], slo_ms: float) -> None:
              "line": {"dash": "dot"}}
         ],
     }  # fmt: skip
-    traces = [trace for setting in dict.fromkeys(row.setting for row in rows) for trace in _traces(setting, rows)]
+    settings = dict.fromkeys(row.setting for row in rows)
+    traces = [trace for place, setting in enumerate(settings) for trace in _traces(setting, rows, place)]
     # `</` would end the script early.
     told = (json.dumps(value).replace("</", "<\\/") for value in (traces, layout))
     path.write_text(_PAGE.format(script=_plotly(), traces=next(told), layout=next(told)), "utf-8")
 
 
-def _traces(setting: Setting, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _traces(setting: Setting, rows: Sequence[Row], place: int) -> list[dict[str, Any]]:
+    """A setting has one colour in both panels: the legend is the upper one's."""
     own = sorted((row for row in rows if row.setting == setting), key=lambda row: row.rate)
     name = f"batch {setting.max_batch_size}, delay {setting.max_queue_delay_ms:g} ms"
     rates = [row.rate for row in own]
-    common = {"mode": "lines+markers", "name": name, "legendgroup": name, "x": rates}
+    line = {"color": _COLOURS[place % len(_COLOURS)], "dash": "solid" if place < len(_COLOURS) else "dash"}
+    common = {"mode": "lines+markers", "name": name, "legendgroup": name, "x": rates, "line": line}
     late = [None if row.p99_ms != row.p99_ms else round(row.p99_ms, 2) for row in own]  # NaN is no JSON
     return [
         {**common, "y": [round(row.goodput, 1) for row in own]},

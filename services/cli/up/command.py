@@ -18,6 +18,7 @@ from services.cli.context import Options, load, say_json
 from services.cli.supervisor import holder, last_line, supervise
 from services.cli.up import configuration, processes
 from services.cli.up.down import end
+from services.cli.up.leftovers import end_leftovers
 from services.cli.up.plan import LISTEN, Plan, check
 from services.cli.up.running import published
 from shared.errors import ConfigurationError, SilkrecError
@@ -47,6 +48,9 @@ def command(
     if holder(loaded.settings) is not None:
         _tell(plan, "runs already", as_json)
         return
+    killed = end_leftovers(loaded.settings)
+    if killed:
+        typer.echo(f"Left by a supervisor that was killed, and killed now: {', '.join(killed)}.", err=True)
     check(plan)
     configuration.write(plan)
     if foreground:
@@ -70,6 +74,8 @@ def _start(ctx: typer.Context, plan: Plan) -> None:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    # A first start on two busy cores was silent for 29 s.
+    typer.echo(f"Starting {', '.join(plan.ready())}; this takes 10 to 30 s.", err=True)
     try:
         _wait_ready(plan, process, log)
     except BaseException:

@@ -10,6 +10,7 @@ import psutil
 import typer
 
 from services.cli.context import load
+from services.cli.up.leftovers import end_leftovers
 from services.cli.up.running import supervisor_pid
 from shared.settings.roots import EMBEDDED, Settings
 
@@ -32,7 +33,10 @@ def command(
     settings = load(ctx).settings
     pid = supervisor_pid(settings)
     if pid is None:
+        killed = end_leftovers(settings)
         typer.echo(f"No suite runs in {settings.state}.")
+        if killed:
+            typer.echo(f"Left by a supervisor that was killed, and killed now: {', '.join(killed)}.")
     else:
         end(pid)
         typer.echo("The suite has ended.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from services.cli.context import opened
 from services.cli.supervisor import addresses
@@ -94,8 +97,9 @@ def check(plan: Plan) -> None:
     for name in ("nginx", "envsubst", "prometheus", "promtool", "prometheus-alertmanager", "amtool"):
         program(name)
     check_binding(_split(plan.nginx()["LISTEN"])[0], _has_keys(plan.loaded))
-    for what, address in _bound(plan):
-        _check_free(what, *_split(address))
+    taken = [line for what, address in _bound(plan) if (line := _taken(what, *_split(address)))]
+    if taken:
+        raise ConfigurationError("\n  ".join(taken))
 
 
 def program(name: str) -> str:
@@ -128,13 +132,26 @@ def _bound(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "--alertmanager", plan.alertmanager
 
 
-def _check_free(what: str, host: str, port: int) -> None:
+def _taken(what: str, host: str, port: int) -> str:
+    """Why nobody can listen there, and what to do; empty when one can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigurationError(f"{host}:{port}: {error.strerror}; choose another by {what}") from None
+            return f"{host}:{port}: {error.strerror}; choose another by {what}{_who(port)}"
+    return ""
+
+
+def _who(port: int) -> str:
+    """Empty where the system does not say: other people's processes are shown to root alone."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid is not None:
+                words = " ".join(psutil.Process(connection.pid).cmdline())
+                return f" (process {connection.pid} has it: {words[:80]})"
+    return ""
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -6,6 +6,11 @@ from typing import Any, Protocol
 
 from shared.contracts.inference import Forgotten
 
+_NOBODY = (
+    "no engine is reached from here; latents live in an engine's memory only, and one that runs elsewhere forgets by "
+    "itself within seconds, as it follows deletions in the database"
+)
+
 
 class Engines(Protocol):
     """The part of `services.inference.client.EngineControl` that is needed."""
@@ -25,7 +30,7 @@ class LatentsDoor:
         """A receipt. Raises InferenceUnavailable when an engine that runs did not confirm: then ask again."""
         told = await self._engines.forget(user_key)
         if not told.confirmed:
-            return {"state": "not_kept", "note": "the inference service does not run; latents live in its memory only"}
+            return {"state": "not_kept", "note": _NOBODY}
         note = f"{told.confirmed} of {told.confirmed + told.not_running} engines confirmed"
         if told.not_running:
             note += "; the others do not run, and latents live in an engine's memory only"

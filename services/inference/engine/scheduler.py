@@ -52,6 +52,9 @@ _RANKING_COMES_S = 0.004
 """After an online encode no batch of a lower class begins for so long: the ranking of the same request follows when
 its candidates were found, and would have to wait that batch out. As disk schedulers anticipate (Iyer and Druschel 2001,
 SOSP)."""
+_LOCKED_S = 0.5
+"""So long refused by prediction alone, with nothing run in between, and one request runs all the same: a belief that
+lets nothing run is never measured against anything. Seen behind a warm-up on a busy machine: 1 of some 80 answers."""
 # Together 1: one silence ends the waiting for company, and five arrivals close together (0.75^5 * 4 < 1) begin it.
 _GAP_SMOOTHING = 0.25
 _GAP_CAP = 4.0
@@ -148,6 +151,7 @@ class Scheduler:
         self._gap_s = math.inf
         self._encoded = False
         self._held_until = -math.inf
+        self._locked_since: float | None = None
         """Lower classes wait till then."""
         self._waiting: dict[tuple[int, int], tuple[Lane, Load]] = {}
         """By class and model. Kept up with every arrival: summing a queue of 128 at each of them took a third of the
@@ -216,7 +220,8 @@ class Scheduler:
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
-        batch, load = self._fill(start, self._longest_s(now), refused)
+        batch, load = self._fill(start, self._longest_s(now), refused, may_try=self._is_locked(now) and start <= now)
+        self._notice_lock(now, is_running=bool(batch) or start > now)
         self._learn_pace(batch, start, load)
         self._remove(placed.ticket for placed in batch)
         self._encoded = any(p.ticket.priority == 0 and p.ticket.candidates == 0 for p in batch)
@@ -230,6 +235,15 @@ class Scheduler:
             return max(policy.max_batch_s, _BATCH_SHARE * self._backlog_s(0))
         is_quiet = now - self._last_arrival > _QUIET_S
         return max(policy.max_batch_s, policy.max_idle_batch_s) if is_quiet else policy.max_batch_s
+
+    def _is_locked(self, now: float) -> bool:
+        return self._locked_since is not None and now - self._locked_since >= _LOCKED_S
+
+    def _notice_lock(self, now: float, *, is_running: bool) -> None:
+        if is_running:
+            self._locked_since = None
+        elif self._locked_since is None:
+            self._locked_since = now
 
     def _learn_pace(self, batch: list[Placed], start: float, load: Load) -> None:
         """From the request that waited longest; lower classes wait for others, whom nobody predicted."""
@@ -298,7 +312,10 @@ class Scheduler:
         until = min(oldest + policy.max_queue_delay_s, latest_start)
         return until if until > now else None
 
-    def _fill(self, start: float, longest_s: float, refused: list[Refused]) -> tuple[list[Placed], Load]:
+    def _fill(
+        self, start: float, longest_s: float, refused: list[Refused], *, may_try: bool
+    ) -> tuple[list[Placed], Load]:
+        """`may_try`: the first that cannot be served as predicted runs with one candidate, to be measured."""
         batch: list[Placed] = []
         load = Load()
         limit = math.inf
@@ -314,6 +331,8 @@ class Scheduler:
             count = self._share(ticket, load, min(limit, ticket.deadline) - start, start, longest_s)
             if count is None:
                 break
+            if count < 0 and may_try and not batch:
+                count = min(ticket.candidates, 1)
             if count < 0:
                 refused.append(Refused(ticket, DEADLINE))
                 self._queue.remove(ticket)  # counted out with the batch

@@ -18,6 +18,7 @@ import pytest
 from grpc import aio
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.features.users.deletions import request_deletion
 from services.inference import wire
 from services.inference.app import build
 from services.inference.client import GrpcInferenceClient
@@ -30,6 +31,7 @@ from shared.settings.load import Loaded
 from shared.storage import keys
 from shared.storage.artifacts import ArtifactStore
 from shared.storage.database import Database
+from shared.storage.tables import user_state
 from tests.asgi import running
 from tests.inference_models import TINY, publish
 from tests.inference_process import eventually, promote, settings_of
@@ -119,6 +121,29 @@ def test_a_forgotten_users_history_is_computed_anew(loaded: Loaded) -> None:
                 found.append(answer["parameters"]["cached_events"])
             assert found == [0, 3, 0]
             assert (await client.delete("/v1/latents/u:nobody")).status_code == 204
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_nobody_tells_forgets_a_deleted_user_by_itself(database: Database, tmp_path: Path) -> None:
+    loaded = loaded_of(database, tmp_path, **{"inference.refresh_s": 0.02})
+
+    async def scenario() -> None:
+        async with served(loaded) as client:
+
+            async def cached() -> int:
+                answer = (await client.post(INFER, json=body([4, 5], user_key="u:1"))).json()
+                return int(answer["parameters"]["cached_events"])
+
+            async def forgotten() -> bool:
+                return "silkrec_inference_forgotten_rows_total 3.0" in (await client.get("/metrics")).text
+
+            assert [await cached(), await cached()] == [0, 3]
+            with database.write() as connection:
+                connection.execute(user_state.insert().values(user_key="u:1", revision=1))
+                request_deletion(connection, "u:1", time.time_ns() // 1000)
+            await eventually(forgotten)
+            assert await cached() == 0
 
     asyncio.run(scenario())
 

@@ -99,7 +99,7 @@ def test_doctor_names_what_is_broken_and_how_to_mend_it(tmp_path: Path) -> None:
     done = silkrec(tmp_path, "doctor", "--json", SILKREC_REDIS__URL=f"redis://127.0.0.1:{nobody}/0")
     assert done.returncode == 1
     findings = {row["what"]: row for row in json.loads(done.stdout)["findings"]}
-    assert findings["redis"]["verdict"] == "broken"
+    assert findings["redis"]["verdict"] == "fail"
     assert "SILKREC_REDIS__URL" in findings["redis"]["mend"]
 
 

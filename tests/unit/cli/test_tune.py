@@ -92,5 +92,7 @@ def test_the_plot_is_one_file_with_a_line_a_setting(tmp_path: Path) -> None:
     page = (tmp_path / "plot.html").read_text()
     assert "batch 8, delay 1 ms" in page
     assert "batch 64, delay 4 ms" in page
+    plotted = page[page.rindex("Plotly.newPlot") :]
+    assert [plotted.count(colour) for colour in plot._COLOURS[:3]] == [2, 2, 0], "one a setting, in both panels"
     assert "NaN," not in page[page.rindex("Plotly.newPlot") :]
     assert 'src="' not in page[: page.index("<script>") + 20]

@@ -585,3 +585,22 @@ def test_a_model_that_gives_nan_is_refused_at_warm_up(engine: Engine, tmp_path: 
     with pytest.raises(ArtifactError, match="finite"):
         engine.load(store.folder(ModelManifest, "m-nan"))
     assert engine.slot.versions() == ("m-1",)
+
+
+def test_an_engine_that_believes_to_be_too_slow_for_anybody_finds_out(tmp_path: Path) -> None:
+    """As after a warm-up on a machine that was busy. Refused requests alone would teach it nothing."""
+    random = np.random.default_rng(0)
+    with engine_of(tmp_path) as running:
+        model = running.slot.active
+        assert model is not None
+        model.cost.weights = [weight * 1000 + 1.0 for weight in model.cost.weights]
+
+        async def until_whole() -> int:
+            for asked in range(600):
+                answer = await running.infer(replace(request_of(random, 20, 20), deadline_us=500_000))
+                if answer.scored is not None and answer.scored.all():
+                    return asked
+                await asyncio.sleep(0.01)
+            raise AssertionError("nobody was ever served")
+
+        assert asyncio.run(until_whole()) > 0

@@ -380,3 +380,28 @@ def test_of_one_model_nobody_overtakes_an_earlier_deadline_of_its_class(
             order.setdefault(id(t.lane), []).append(t.order)
     for started in order.values():
         assert all(before <= after for before, after in pairwise(started))
+
+
+def test_a_belief_that_lets_nothing_run_is_measured_now_and_then() -> None:
+    """A warm-up while the machine was busy says 100 ms a call; deadlines are 68 ms away."""
+    lane = Model(ScaledCost(factor=100.0))
+    scheduler = Scheduler(EAGER)
+    outcomes = []
+    for step in range(40):
+        now = step * 0.1
+        scheduler.submit(ticket(now + 0.068, candidates=100 if step % 2 else 0, lane=lane, at=now))
+        plan = scheduler.next(now)
+        outcomes.append([placed.candidates for placed in plan.batch])
+        assert len(plan.batch) + len(plan.refused) == 1
+    tried = [step for step, placed in enumerate(outcomes) if placed]
+    assert tried == [5, 11, 17, 23, 29, 35], "half a second after the first refusal behind each"
+    assert all(outcomes[step] == [step % 2] for step in tried), "an encode whole, a ranking with one candidate"
+
+
+def test_nothing_is_tried_while_the_device_is_busy() -> None:
+    lane = Model(ScaledCost(factor=100.0))
+    scheduler = Scheduler(EAGER)
+    for step in range(40):
+        now = step * 0.1
+        scheduler.submit(ticket(now + 0.068, lane=lane, at=now))
+        assert not scheduler.next(now, now + 0.01).batch
