@@ -123,16 +123,16 @@ def _stores_and_a_disk(world: World) -> None:
     world.redis.kill()
     job = {"type": "prefill", "params": {"user_ids": ["u1"]}}
     assert post(world.urls["recommender"], "/v1/jobs", **job).status_code == 202
-    with asked(world, ALL), asked(world, ["nobody"], filter="price > 0"), _writing(world):
+    with asked(world, ALL, clients=2), asked(world, ["nobody"], pause_s=0.1, filter="price > 0"):
         world.database.execute(f"RENAME TABLE {table} TO {table}_old")
         world.fill_disk()
+        with _writing(world):
+            world.until_told("SilkrecJobStuck", "SilkrecQueueGrowing")
         world.until_told(
             "SilkrecBackgroundDeaths",
             "SilkrecCacheHitsCollapsed",
             "SilkrecDiskLow",
             "SilkrecEmptySlates",
-            "SilkrecJobStuck",
-            "SilkrecQueueGrowing",
             "SilkrecSlatesLost",
         )
     world.redis.start()
@@ -165,7 +165,7 @@ def _writing(world: World) -> Iterator[None]:
     end, numbers = threading.Event(), itertools.count()
 
     def write() -> None:
-        while not end.wait(0.1):
+        while not end.wait(0.2):
             rows = [event(f"new{number}", number) for number in itertools.islice(numbers, 400)]
             post(world.urls["features"], "/v1/events", events=rows)
 
