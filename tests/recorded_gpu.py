@@ -11,7 +11,7 @@ from fastapi import FastAPI, Response
 from tests.nginx import REPOSITORY
 
 RECORDED: dict[str, Any] = json.loads((REPOSITORY / "tests" / "data" / "gpu_metrics.json").read_text())
-BUSY, FRAGMENTED = "lite: 96 clients without a pause", "m: 64 clients without a pause"
+BUSY, FRAGMENTED = "lite: 64 clients without a pause", "m: 64 clients without a pause"
 
 
 def recorded(phase: str) -> FastAPI:
