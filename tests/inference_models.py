@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,8 +50,10 @@ def publish(
     seed: int = 0,
     broken: bool = False,
     content: str | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> ModelManifest:
-    """A published model folder. `broken`: its weights give NaN. `content`: what its tokens' file holds."""
+    """A published model folder. `broken`: its weights give NaN. `content`: what its tokens' file holds. `names`: of
+    actions, by code."""
     torch.manual_seed(seed)
     ranker = Ranker(config)
     with torch.no_grad():
@@ -63,7 +65,9 @@ def publish(
         created_at=datetime.now(UTC),
         catalogue_version=0,
         architecture=config.to_dict(),
-        actions=tuple(ManifestAction(name=f"action{code}", code=code) for code in config.actions),
+        actions=tuple(
+            ManifestAction(name=(names or {}).get(code, f"action{code}"), code=code) for code in config.actions
+        ),
         vocabulary=config.vocabulary,
         vector_dim=config.vector_dim,
         feature_schema="none",

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import kombu
 import pymysql
@@ -112,6 +113,13 @@ class MariaDB(Process):
         with contextlib.closing(_login(self.port)) as connection, connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
+
+    def value(self, query: str) -> Any:
+        """The first column of the first row."""
+        with contextlib.closing(_login(self.port)) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            row = cursor.fetchone()
+            return None if row is None else row[0]
 
     def create_schema(self, schema: str) -> str:
         """An empty schema; returns its URL."""

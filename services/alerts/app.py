@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -60,15 +61,24 @@ def robots_of(settings: AlertsSettings) -> tuple[Robot, ...]:
     return tuple(found)
 
 
-def build(loaded: Loaded, *, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """Nothing is opened before the lifespan begins. `transport`: another way to the robots, for tests."""
+def build(
+    loaded: Loaded,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> FastAPI:
+    """Nothing is opened before the lifespan begins. For tests: `transport`, another way to the robots; `clock`, by
+    which a robot's minute passes."""
     metrics = Metrics(SERVICE)
     robots = robots_of(loaded.settings.alerts)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         delivery = Delivery(
-            robots, DeliveryMetrics(metrics, tuple(robot.name for robot in robots)), transport=transport
+            robots,
+            DeliveryMetrics(metrics, tuple(robot.name for robot in robots)),
+            transport=transport,
+            clock=clock,
         )
         tasks = TaskOwner(metrics=metrics)
         tasks.start("resources", ResourceMetrics(metrics, state=loaded.settings.state, pools={}).run)

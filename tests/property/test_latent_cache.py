@@ -258,6 +258,27 @@ class Pages:
         self.moved.append(("promote", tuple(host), tuple(device)))
 
 
+def test_what_a_slates_second_trip_finds_of_its_first_is_no_hit() -> None:
+    counters = CacheCounters()
+    cache = LatentCache(PagePool(1), PagePool(0), PAGE_ROWS, Pages(), counters)
+
+    def slate(user: int) -> None:
+        digest = np.arange(1, 5, dtype=np.uint64) * (user + 1)
+        for ranks in (False, True):
+            cache.begin()
+            cache.place(f"u:{user}", digest, 0, now=0.0, pin_until=0.0, ranks=ranks)
+            cache.finish()
+
+    for user in (0, 1, 0, 1):
+        slate(user)
+    assert (counters.device_hit_rows, counters.built_rows) == (0, 16), "a cache for one user helps two of them nothing"
+    slate(1)
+    assert (counters.device_hit_rows, counters.built_rows) == (4, 16)
+    cache.begin()
+    cache.place("u:1", np.arange(1, 5, dtype=np.uint64) * 2, 0, now=0.0, pin_until=0.0, ranks=True)
+    assert counters.device_hit_rows == 8, "a rank that nobody encoded for"
+
+
 def test_users_that_leave_the_device_come_back_from_the_host_tier() -> None:
     mover, counters = Pages(), CacheCounters()
     cache = LatentCache(PagePool(2), PagePool(4), PAGE_ROWS, mover, counters)

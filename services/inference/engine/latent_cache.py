@@ -47,6 +47,9 @@ class Entry:
     pinned_until: float = 0.0
     turn: int = -1
     builder: int | None = None
+    encoded: bool = False
+    """Asked for by `encode` last: the `rank` that follows is the same slate's second trip, and what it finds is no hit.
+    Counted, half of all rows would be found in a cache that holds nobody until the next slate."""
     is_passing: bool = False
     """Nobody but a job asked for it yet: the first to go when room is needed, and gone once it was ranked."""
 
@@ -119,7 +122,8 @@ class LatentCache:
             if ranks:
                 self._ranked.append(user_key)
         if entry is None:
-            return self._build(user_key, Entry([], digest[:0], is_passing=is_passing), digest, request, now, pin_until)
+            entry = Entry([], digest[:0], encoded=not ranks, is_passing=is_passing)
+            return self._build(user_key, entry, digest, request, now, pin_until)
         busy = entry.turn == self._turn
         if prefix < min(entry.rows, length):
             self.counters.stale_rejects += 1
@@ -128,7 +132,7 @@ class LatentCache:
         if not is_passing:
             entry.is_passing = False
             self._entries.move_to_end(user_key)
-        self._count_hits(entry, prefix)
+        self._count_hits(entry, prefix, ranks=ranks)
         self._bring_up(entry, now)
         entry.pinned_until = max(entry.pinned_until, pin_until)
         if prefix < length:
@@ -279,7 +283,10 @@ class LatentCache:
         (self.pool if entry.tier == DEVICE else self.host).give(entry.pages)
         return entry.rows
 
-    def _count_hits(self, entry: Entry, rows: int) -> None:
+    def _count_hits(self, entry: Entry, rows: int, *, ranks: bool) -> None:
+        second_trip, entry.encoded = ranks and entry.encoded, not ranks
+        if second_trip:
+            return
         if entry.tier == DEVICE:
             self.counters.device_hit_rows += rows
         else:

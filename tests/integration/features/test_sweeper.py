@@ -41,13 +41,14 @@ class Clock:
         return self.now
 
 
-def sweeper(suite: Stores, clock: Clock, database: Database | None = None) -> Sweeper:
+def sweeper(suite: Stores, clock: Clock, database: Database | None = None, metrics: Metrics | None = None) -> Sweeper:
     found = database or suite.database
     histories = HistoryStore(suite.redis, SETTINGS.features.history)
     publisher = HistoryPublisher(
         found, histories, MarkCleaner(found), SETTINGS.features.history, ACTIONS, timeout_s=1.0, clock=clock
     )
-    return Sweeper(found, suite.redis, publisher, SweepMetrics(Metrics("test")), interval_s=0.5, clock=clock)
+    counted = SweepMetrics(metrics or Metrics("test"))
+    return Sweeper(found, suite.redis, publisher, counted, interval_s=0.5, clock=clock)
 
 
 def mark(database: Database, user_key: str, at_s: float) -> None:
@@ -113,6 +114,23 @@ def test_there_is_no_lease_while_more_users_are_dirty_than_a_sweep_takes(
         assert not await suite.redis.exists(SYNC_LEASE)
         assert await own.sweep() == 1
         assert await suite.redis.exists(SYNC_LEASE)
+
+    alone(settings_factory(), database, test)
+
+
+def test_all_who_are_dirty_are_counted_not_a_batch_of_them_alone(
+    database: Database, settings_factory: SettingsFactory
+) -> None:
+    async def test(suite: Stores) -> None:
+        clock = Clock()
+        row = {"revision": 1, "dirty_since_us": int((clock.now - 5) * 1_000_000)}
+        with database.write() as connection:
+            connection.execute(insert(user_state), [{"user_key": f"u:{n}", **row} for n in range(1200)])
+        metrics = Metrics("features")
+        own = sweeper(suite, clock, metrics=metrics)
+        for waiting in (1200, 700, 200):
+            await own.sweep()
+            assert f"dirty_users {waiting}.0\n" in metrics.render().decode()
 
     alone(settings_factory(), database, test)
 

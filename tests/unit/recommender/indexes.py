@@ -14,7 +14,14 @@ from shared.storage.artifacts import ArtifactStore
 DIM = 8
 
 
-def put_index(store: ArtifactStore, version: str, *, items: int = 20, model_version: str | None = None) -> None:
+def put_index(
+    store: ArtifactStore,
+    version: str,
+    *,
+    items: int = 20,
+    model_version: str | None = None,
+    created_at: datetime | None = None,
+) -> None:
     """Unit vectors; a user space as well when it is a model's."""
     vectors = np.random.default_rng(len(version)).normal(size=(items, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -30,7 +37,7 @@ def put_index(store: ArtifactStore, version: str, *, items: int = 20, model_vers
         np.save(folder / VECTORS_FILE, vectors)
         manifest = IndexManifest(
             version=version,
-            created_at=datetime.now(UTC),
+            created_at=created_at or datetime.now(UTC),
             catalogue_version=1,
             model_version=model_version,
             spaces=spaces,

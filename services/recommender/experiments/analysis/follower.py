@@ -40,6 +40,7 @@ class AnalysisFollower:
     metrics: ExperimentMetrics
     status: str = "starting"
     _failed: set[str] = field(default_factory=set)
+    _wrong: set[tuple[str, str]] = field(default_factory=set)
 
     async def run(self) -> None:
         while True:
@@ -49,7 +50,8 @@ class AnalysisFollower:
     async def once(self) -> None:
         if not await self._may_build():
             self.status = "ok: another process builds"
-            self.metrics.show(set())  # and says what is wrong
+            self._wrong = set()
+            self.metrics.show(self._wrong)  # and says what is wrong
             return
         try:
             await self.results.database.run(self._build_all)
@@ -74,8 +76,11 @@ class AnalysisFollower:
                 if key not in self._failed:
                     _log.error("an experiment's results cannot be built", experiment=key, detail=error.detail)
                 self._failed.add(key)
+                # Nobody looked, so nobody knows that it is over: a database that dies must not resolve an alert.
+                wrong |= {known for known in self._wrong if known[0] == key}
             else:
                 self._failed.discard(key)
+        self._wrong = wrong
         self.metrics.show(wrong)
 
     async def _may_build(self) -> bool:
