@@ -97,12 +97,12 @@ def ask(url: str, expr: str) -> list[tuple[dict[str, str], float]]:
 @contextlib.contextmanager
 def watched(suite: Suite, folder: Path, gpu: str) -> Iterator[str]:
     services = {name: f"http://127.0.0.1:{suite.ports[name]}" for name in ("features", "inference", "jobs")}
-    every_second = {f"{name}: 10s": f"{name}: 1s" for name in ("scrape_interval", "evaluation_interval")}
+    often = {f"{name}: 10s": f"{name}: 500ms" for name in ("scrape_interval", "evaluation_interval")}
     with prometheus(
         folder,
-        {"recommender": suite.url, **services, "gpu": gpu},
+        [("recommender", suite.url), *services.items(), ("gpu", gpu)],
         f"http://127.0.0.1:{free_port()}",
-        {**every_second, "scrape_timeout: 5s": "scrape_timeout: 1s", "refresh_interval: 10s": "refresh_interval: 1s"},
+        {**often, "scrape_timeout: 5s": "scrape_timeout: 500ms", "refresh_interval: 10s": "refresh_interval: 1s"},
         {},
     ) as url:
         yield url
