@@ -26,6 +26,13 @@ jobs = Table(
         "state", ascii_text(16), nullable=False, comment="planning, running, publishing, succeeded, failed, cancelled"
     ),
     Column("spec", LONG_JSON, nullable=False, comment="as it was accepted; carries a format"),
+    Column(
+        "format",
+        Integer,
+        nullable=False,
+        server_default="1",
+        comment="of spec, cursor and packed asks: workers take what they can read; 1 where the release before wrote it",
+    ),
     Column("spec_digest", ascii_text(64), nullable=False),
     Column("idempotency_key", ID, unique=True),
     Column("actor", String(128), nullable=False),

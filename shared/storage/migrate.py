@@ -1,4 +1,10 @@
-"""Brings a database to this release's schema. Safe to call from several processes at once, and again."""
+"""Brings a database to this release's schema. Safe to call from several processes at once, and again.
+
+Two tables hold a revision. `schema_applied`: what the schema is. `alembic_version`: the floor, the oldest schema whose
+releases still work here. A release that meets a newer schema runs if it knows the floor, so N-1 may be started again
+behind N's migrations. Only a migration that declares `contracts` (what it takes away, and which release stopped using
+it) raises the floor.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 
@@ -19,23 +25,37 @@ from shared.storage.database import Database
 
 FOLDER = Path(__file__).with_name("migrations")
 LOCK_NAME = "silkrec.migrate"
+APPLIED, FLOOR = "schema_applied", "alembic_version"
 # A table of a hundred million events takes minutes to change; another process waits that long before it gives up.
 LOCK_WAIT_S = 600
 
 
 def pending(database: Database) -> bool:
-    """Is the schema older than this release's, or absent? Raises ConfigurationError when it is newer."""
+    """Is the schema older than this release's, or absent? Raises ConfigurationError when it is newer and its floor is,
+    too."""
     scripts = ScriptDirectory.from_config(_config())
-    now = revision(database)
-    if now is not None:
-        _known(scripts, now)
-    return now != scripts.get_current_head()
+    with database.read() as connection:
+        now, floor = _current(connection, APPLIED), _current(connection, FLOOR)
+    now = now or floor
+    if now is None or _knows(scripts, now):
+        return now != scripts.get_current_head()
+    if floor is None or not _knows(scripts, floor):
+        raise ConfigurationError(
+            f"the database has schema {now}, which this release does not know: it is newer; upgrade SilkRec"
+        )
+    return False
 
 
 def revision(database: Database) -> str | None:
     """Of the schema that the database has; None: none yet."""
     with database.read() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        return _current(connection, APPLIED) or _current(connection, FLOOR)
+
+
+def contracting(database: Database) -> list[str]:
+    """Revisions still to be applied behind which the release before can not be started again."""
+    scripts = ScriptDirectory.from_config(_config())
+    return [one.revision for one in _missing(scripts, revision(database)) if _contracts(one)]
 
 
 def upgrade(database: Database, to: str = "head") -> None:
@@ -58,7 +78,35 @@ def upgrade(database: Database, to: str = "head") -> None:
 def _apply(connection: Connection, to: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    applied, floor = _context(connection, APPLIED), _context(connection, FLOOR)
+    before = _current(connection, APPLIED) or _current(connection, FLOOR)
+    # Before anything is taken away: a release that cannot live without it must not be started any more.
+    raised = [one.revision for one in _missing(scripts, before) if _contracts(one)]
+    if before is not None:
+        if raised:
+            floor.stamp(scripts, raised[-1])
+        applied.stamp(scripts, before)
     command.upgrade(config, to)
+    if before is None:  # nobody of an earlier release was ever here
+        floor.stamp(scripts, to)
+
+
+def _missing(scripts: ScriptDirectory, now: str | None) -> list[Script]:
+    """Oldest first."""
+    return list(reversed(list(scripts.iterate_revisions("head", now or "base"))))
+
+
+def _contracts(script: Script) -> bool:
+    return bool(getattr(script.module, "contracts", None))
+
+
+def _context(connection: Connection, table: str) -> MigrationContext:
+    return MigrationContext.configure(connection, opts={"version_table": table})
+
+
+def _current(connection: Connection, table: str) -> str | None:
+    return _context(connection, table).get_current_revision()
 
 
 def _config() -> Config:
@@ -68,13 +116,18 @@ def _config() -> Config:
     return config
 
 
-def _known(scripts: ScriptDirectory, name: str) -> None:
+def _knows(scripts: ScriptDirectory, name: str) -> bool:
     try:
-        scripts.get_revision(name)
+        return scripts.get_revision(name) is not None
     except CommandError:
+        return False
+
+
+def _known(scripts: ScriptDirectory, name: str) -> None:
+    if not _knows(scripts, name):
         raise ConfigurationError(
             f"the database has schema {name}, which this release does not know: it is newer; upgrade SilkRec"
-        ) from None
+        )
 
 
 @contextlib.contextmanager

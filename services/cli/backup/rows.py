@@ -19,9 +19,10 @@ import pymysql
 from pymysql.cursors import Cursor, SSCursor
 
 from shared.errors import DatabaseUnavailable
+from shared.storage import migrate
 from shared.storage.database import Database
 
-VERSION_TABLE = "alembic_version"
+VERSION_TABLES = (migrate.APPLIED, migrate.FLOOR)
 # PyMySQL joins so many rows into statements of at most 1 MB.
 ROWS_A_CALL = 2000
 # Level 1 takes a third of the CPU of 6 and a tenth more room on our rows.
@@ -63,7 +64,7 @@ def copy_in(database: Database, folder: Path, serials: dict[str, int]) -> None:
 def drop_all(database: Database) -> None:
     """Every table, with the schema's revision."""
     with _connection(database) as connection, connection.cursor() as cursor:
-        for table in (VERSION_TABLE, *_tables(cursor)):
+        for table in (*VERSION_TABLES, *_tables(cursor)):
             cursor.execute(f"DROP TABLE IF EXISTS `{table}`")
 
 
@@ -99,7 +100,7 @@ def _tables(cursor: Cursor) -> list[str]:
     cursor.execute(
         "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'"
     )
-    return sorted(row[0] for row in cursor.fetchall() if row[0] != VERSION_TABLE)
+    return sorted(row[0] for row in cursor.fetchall() if row[0] not in VERSION_TABLES)
 
 
 def _serials(cursor: Cursor) -> dict[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.errors import DatabaseUnavailable
+from shared.storage import migrate
 
 FILE = "silkrec.db"
 # All pages in one step: a copy in steps begins anew with each write of another process; in WAL mode nobody waits.
@@ -40,7 +41,7 @@ def filled(path: Path) -> list[str]:
     if not path.exists():
         return []
     with _opened(path) as here:
-        found = [name for name in _tables(here) if name != "alembic_version"]
+        found = [name for name in _tables(here) if name not in (migrate.APPLIED, migrate.FLOOR)]
         return [name for name in found if here.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()]  # noqa: S608
 
 

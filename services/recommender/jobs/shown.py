@@ -7,13 +7,14 @@ from typing import Any
 from services.recommender.catalogue.columns import format_time
 from services.recommender.jobs.desk import Seen
 from services.recommender.jobs.spec import read_stored
-from services.recommender.jobs.store.jobs import NAMING
+from services.recommender.jobs.store.jobs import FORMAT, NAMING
 
 
 def as_shown(seen: Seen, *, detail: bool = False) -> dict[str, Any]:
     """Lists of users are counted and not repeated; once a job is over they are gone."""
     job, progress = seen.job, seen.progress
-    body = read_stored(dict(job.spec))
+    newer = job.spec.get("format") != FORMAT  # another release's: shown, and not understood
+    to = [] if newer else list(read_stored(dict(job.spec)).outputs())
     given = job.spec.get("params", {})
     params = {name: f"{len(value)} given" if name in NAMING else value for name, value in given.items()}
     shown: dict[str, Any] = {
@@ -27,7 +28,7 @@ def as_shown(seen: Seen, *, detail: bool = False) -> dict[str, Any]:
         "created_at": format_time(job.created_at_us),
         "started_at": None if job.started_at_us is None else format_time(job.started_at_us),
         "finished_at": None if job.finished_at_us is None else format_time(job.finished_at_us),
-        "output": {"to": list(body.outputs()), **(job.output or {})},
+        "output": {"to": to, **(job.output or {})},
         "reason": job.reason,
         "checksum": job.checksum,
         "actor": job.actor,

@@ -17,13 +17,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.recommender.catalogue.columns import parse_time
 from services.recommender.filters import compile_filter, compile_segment
+from services.recommender.jobs.store.jobs import FORMAT
 from services.recommender.jobs.work import SlateAsk, SlateSpec
 from services.recommender.routes.requests import MAX_COUNT, MAX_INPUT_LIST, Expression, Id, Short, Strict
 from shared.errors import ConfigurationError, FieldError, FilterInvalid, NotFound, ValidationFailed
 from shared.identity import user_key
 from shared.schema import Schema
 
-FORMAT = 1
 MAX_INLINE_USERS = 10_000
 MAX_INLINE_LISTS = 1_000
 EVERYBODY = "*"

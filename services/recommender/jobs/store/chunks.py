@@ -20,7 +20,7 @@ from services.recommender.jobs.leases import (
     after_failure,
 )
 from services.recommender.jobs.store.clock import Clock, database_clock
-from services.recommender.jobs.store.jobs import ACTIVE, active_ids, add_chunks
+from services.recommender.jobs.store.jobs import ACTIVE, FORMAT, active_ids, add_chunks
 from services.recommender.jobs.store.rules import Rules
 from shared.storage.tables import batch_slates, job_chunks, jobs
 
@@ -159,7 +159,8 @@ def due_count(connection: Connection, most: int, clock: Clock = database_clock) 
     due = (
         select(job_chunks.c.chunk)
         .select_from(jobs.join(job_chunks, job_chunks.c.job_id == jobs.c.job_id))
-        .where(jobs.c.state.in_(ACTIVE), job_chunks.c.state.in_(OPEN), job_chunks.c.due_at_us <= clock(connection))
+        .where(jobs.c.state.in_(ACTIVE), jobs.c.format <= FORMAT)
+        .where(job_chunks.c.state.in_(OPEN), job_chunks.c.due_at_us <= clock(connection))
         .limit(most)
     )
     return int(connection.scalar(select(func.count()).select_from(due.subquery())) or 0)

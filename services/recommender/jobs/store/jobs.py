@@ -18,6 +18,8 @@ from shared.observability.context import RequestContext
 from shared.storage.tables import job_chunks, job_events, jobs
 
 ACTOR_MAX = 128
+# Of spec, cursor, packed asks, and kinds and states of chunks. A job of a higher one waits for a newer worker.
+FORMAT = 1
 NAMING = ("user_ids", "visitor_ids", "lists")
 """Params that name users one by one."""
 
@@ -96,7 +98,8 @@ def create(connection: Connection, new: NewJob, rules: Rules, clock: Clock = dat
     now_us, job_id = clock(connection), f"job_{secrets.token_hex(12)}"
     connection.execute(
         insert(jobs).values(
-            job_id=job_id, kind=new.kind, state=JobState.PLANNING.value, spec=dict(new.spec), spec_digest=new.digest,
+            job_id=job_id, kind=new.kind, state=JobState.PLANNING.value, spec=dict(new.spec), format=FORMAT,
+            spec_digest=new.digest,
             idempotency_key=new.idempotency_key, actor=new.actor[:ACTOR_MAX], planned=False, chunks=0,
             created_at_us=now_us, request_id=new.origin and new.origin.request_id,
             traceparent=new.origin and new.origin.traceparent,
@@ -138,10 +141,10 @@ def page(
 
 
 def active_ids(connection: Connection) -> list[str]:
-    """Oldest first; there are at most `max_active`, and a few more while API processes accept at once."""
-    return list(
-        connection.scalars(select(jobs.c.job_id).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.created_at_us))
-    )
+    """Of jobs that this release can read, oldest first; there are at most `max_active`, and a few more while API
+    processes accept at once."""
+    mine = (jobs.c.state.in_(ACTIVE), jobs.c.format <= FORMAT)
+    return list(connection.scalars(select(jobs.c.job_id).where(*mine).order_by(jobs.c.created_at_us)))
 
 
 def running(connection: Connection) -> list[Running]:

@@ -14,6 +14,7 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+contracts = "experiment_unit_days is made anew and took_us may be none; before any release"
 
 _MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 _COLUMNS = "experiment, phase, unit, day, action, age, events, value, seen"
