@@ -101,6 +101,7 @@ def _policy(settings: InferenceSettings) -> BatchPolicy:
         max_queue_size=batching.max_queue_size,
         max_batch_s=batching.max_batch_ms * 1e-3,
         max_idle_batch_s=batching.max_idle_batch_ms * 1e-3,
+        lower_share=batching.job_share,
         enabled=batching.enabled or size > 1,
     )
 

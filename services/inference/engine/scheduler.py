@@ -7,7 +7,8 @@ batcher; sizes count requests.
 
 Priority 0 is the class of online requests. Lower classes get what it leaves: they run while none of it waits, never
 ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
-its own. Their batches are as short as its own while it was seen within `_QUIET_S`, for whoever comes waits one out.
+its own. While it was seen within `_QUIET_S`, their batches are as short as its own, for whoever comes waits one out, and
+take `lower_share` of the time: services on the same cores get the rest.
 
 An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time, at the
 pace at which waits have passed of late. When more waits all the same than the deadlines have time for, whoever could
@@ -83,8 +84,8 @@ class Lane(Protocol):
 class BatchPolicy:
     """`preferred_batch_size`: with so many waiting, company is no longer waited for (lengths are packed, so there is
     nothing to gain from an exact size). `max_queue_size`: of the online class, and once more of all lower ones.
-    `max_idle_batch_s` bounds batches of lower classes while no online requests come. `enabled` False: one request a
-    batch."""
+    `max_idle_batch_s` bounds batches of lower classes while no online requests come, `lower_share` is what these get of
+    the time while some do. `enabled` False: one request a batch."""
 
     max_batch_size: int = 128
     preferred_batch_size: tuple[int, ...] = (32, 64)
@@ -92,6 +93,7 @@ class BatchPolicy:
     max_queue_size: int = 512
     max_batch_s: float = 0.008
     max_idle_batch_s: float = 0.03
+    lower_share: float = 0.5
     enabled: bool = True
 
 
@@ -151,8 +153,8 @@ class Scheduler:
         self._gap_s = math.inf
         self._encoded = False
         self._held_until = -math.inf
-        self._locked_since: float | None = None
         """Lower classes wait till then."""
+        self._locked_since: float | None = None
         self._waiting: dict[tuple[int, int], tuple[Lane, Load]] = {}
         """By class and model. Kept up with every arrival: summing a queue of 128 at each of them took a third of the
         engine's throughput."""
@@ -207,8 +209,9 @@ class Scheduler:
     def next(self, now: float, free_at: float | None = None) -> Plan:
         """Takes what it returns out of the queue. `free_at`: when the device will be free, if that is later than `now`;
         predictions begin there."""
+        policy = self.policy
         if self._encoded:
-            self._encoded, self._held_until = False, now + _RANKING_COMES_S
+            self._encoded, self._held_until = False, max(self._held_until, now + _RANKING_COMES_S)
         refused = self._take_expired(now)
         start = now if free_at is None else max(now, free_at)
         refused += self._take_hopeless(start)
@@ -225,6 +228,8 @@ class Scheduler:
         self._learn_pace(batch, start, load)
         self._remove(placed.ticket for placed in batch)
         self._encoded = any(p.ticket.priority == 0 and p.ticket.candidates == 0 for p in batch)
+        if batch and batch[0].ticket.priority > 0 and not self._is_quiet(now):
+            self._held_until = start + batch[0].ticket.lane.cost.predict(load) / policy.lower_share
         self.backlog_s = self.pace * self._backlog_s(0) if self._ahead(0) >= _CROWD else 0.0
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
 
@@ -233,8 +238,10 @@ class Scheduler:
         policy = self.policy
         if self._queue[0].priority == 0:
             return max(policy.max_batch_s, _BATCH_SHARE * self._backlog_s(0))
-        is_quiet = now - self._last_arrival > _QUIET_S
-        return max(policy.max_batch_s, policy.max_idle_batch_s) if is_quiet else policy.max_batch_s
+        return max(policy.max_batch_s, policy.max_idle_batch_s) if self._is_quiet(now) else policy.max_batch_s
+
+    def _is_quiet(self, now: float) -> bool:
+        return now - self._last_arrival > _QUIET_S
 
     def _is_locked(self, now: float) -> bool:
         return self._locked_since is not None and now - self._locked_since >= _LOCKED_S

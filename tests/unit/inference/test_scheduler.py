@@ -100,6 +100,22 @@ def test_a_job_gets_short_batches_while_people_come_and_long_ones_when_nobody_do
     assert len(scheduler.next(10.0).batch) == 10
 
 
+def test_while_people_come_a_job_gets_its_share_of_the_time_and_all_of_it_when_nobody_does() -> None:
+    policy = BatchPolicy(max_queue_delay_s=0.0, max_batch_s=0.005, lower_share=0.5)
+    jobs = (ticket(60.0, candidates=200, priority=1) for _ in range(30))
+    scheduler = scheduler_with(ticket(1.0, candidates=200), *jobs, policy=policy)
+    assert [one.priority for one in ran(scheduler.next(0.0))] == [0]
+    assert [one.priority for one in ran(scheduler.next(0.01))] == [1, 1]  # 5 ms
+    held = scheduler.next(0.015)
+    assert not held.batch
+    assert held.wake_at == pytest.approx(0.02)
+    scheduler.submit(ticket(1.0, at=0.016))
+    assert [one.priority for one in ran(scheduler.next(0.016))] == [0]
+    assert [one.priority for one in ran(scheduler.next(0.02))] == [1, 1]
+    assert scheduler.next(10.0).batch
+    assert scheduler.next(10.04).batch
+
+
 def test_behind_an_online_encode_a_job_waits_for_the_ranking_that_follows() -> None:
     scheduler = scheduler_with(ticket(1.0, candidates=0), ticket(60.0, priority=1))
     assert ran(scheduler.next(0.0))[0].priority == 0
