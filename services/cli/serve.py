@@ -133,6 +133,8 @@ def run_service(loaded: Loaded, service: Service, *, supervised: bool, guarded: 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.configure(settings.log, service=service.name, state=settings.state)
     tracing.configure(settings.tracing, service=service.name)
+    if loaded.ignored:
+        _log.warning("shipped settings of a newer release do nothing here", settings=list(loaded.ignored))
     if supervised:
         _end_with_stdin()
     settings.socket_path(service.name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -31,11 +31,13 @@ _DECLARATIONS = ("scenes", "event_types", "item_fields", "user_fields")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`origin` maps a dotted name to `shipped`, `env SILKREC_…`, `file …` or (absent) the default."""
+    """`origin` maps a dotted name to `shipped`, `env SILKREC_…`, `file …` or (absent) the default. `ignored`: shipped
+    settings that this release does not know."""
 
     settings: Settings
     origin: Mapping[str, str]
     config_file: Path | None
+    ignored: tuple[str, ...] = ()
 
 
 def load_settings(
@@ -47,7 +49,8 @@ def load_settings(
 ) -> Loaded:
     """Reads and checks everything once. `overrides` (command-line options, dotted names) beat even shipped ones.
 
-    Raises ConfigurationError that names the variable or line to change.
+    A shipped name was checked by the release that shipped it, so one that is unknown here is a newer release's, and an
+    older one beside it must be able to start. Raises ConfigurationError that names the variable or line to change.
     """
     env = os.environ if env is None else env
     path = _find_file(config, env)
@@ -60,13 +63,16 @@ def load_settings(
         if variable.startswith(PREFIX) and variable != CONFIG_ENV:
             name = _setting_of(variable)
             _put(tree, origin, name, _parse(name, raw, variable), f"env {variable}")
-    for source, values in (("shipped", shipped), ("command line", overrides)):
-        for name, value in (values or {}).items():
-            if (source, name) != ("shipped", SERVING):
-                _put(tree, origin, name, value, source)
+    known = {SERVING, *_names()}
+    ignored = tuple(sorted(name for name in shipped or {} if name not in known))
+    for name, value in (shipped or {}).items():
+        if name in known and name != SERVING:
+            _put(tree, origin, name, value, "shipped")
+    for name, value in (overrides or {}).items():
+        _put(tree, origin, name, value, "command line")
     tree["home"] = path.parent if path is not None else Path.cwd()
     try:
-        return Loaded(Settings.model_validate(tree), origin, path)
+        return Loaded(Settings.model_validate(tree), origin, path, ignored)
     except ValidationError as error:
         raise ConfigurationError(_explain(error, origin)) from None
 

@@ -178,7 +178,10 @@ class DynamicBatchingSettings(Group):
         30.0, gt=0, description="the same for batches of jobs while nobody has asked for a slate for five seconds"
     )
     job_share: float = Field(
-        0.5, gt=0, le=1, description="of the engine's time that jobs take at most while somebody has; 1: all that is left"
+        0.5,
+        gt=0,
+        le=1,
+        description="of the engine's time that jobs take at most while somebody has; 1: all that is left",
     )
 
     @model_validator(mode="after")

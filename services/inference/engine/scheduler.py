@@ -7,8 +7,8 @@ batcher; sizes count requests.
 
 Priority 0 is the class of online requests. Lower classes get what it leaves: they run while none of it waits, never
 ride in its batches (a rider would make it later by up to `max_batch_s`), and hold at most as many places as it has of
-its own. While it was seen within `_QUIET_S`, their batches are as short as its own, for whoever comes waits one out, and
-take `lower_share` of the time: services on the same cores get the rest.
+its own. While it was seen within `_QUIET_S`, their batches are as short as its own, for whoever comes waits one out,
+and take `lower_share` of the time: services on the same cores get the rest.
 
 An online request is turned away at the door when what waits before it would take `_ADMIT_SHARE` of its time, at the
 pace at which waits have passed of late. When more waits all the same than the deadlines have time for, whoever could
