@@ -25,8 +25,11 @@ PAGES = (
     "docs/integrators.md",
 )  # fmt: skip
 PROBLEM = '{"type":"urn:silkrec:problem:'
-KEYS_S = 4.0
+NOT_YET = ('"code":"unauthenticated"', '"code":"not_found"')
+SETTLED_S = 10.0
 # Programs of a page that need files which nobody has here; they are compiled, and what they import must be there.
+# The exit code is a verdict on the machine, which tests keep busy; the table must be there all the same.
+VERDICTS = {"silkrec doctor": "│ ok "}
 COMPILED_ONLY = ("from services.inference.model import huggingface",)
 
 
@@ -81,19 +84,21 @@ def _carried_out(clone: Home, block: Block, command: str, failures: list[str], *
         except Exception as error:
             failures.append(f"{block.where}: {command}\n{error!r}")
         return ""
-    deadline = time.monotonic() + KEYS_S
+    deadline = time.monotonic() + SETTLED_S
     while True:
         try:
             done = clone.run(command)
         except Exception as error:
             failures.append(f"{block.where}: {command}\n{error!r}")
             return ""
-        # A new key is known everywhere within two seconds.
-        if '"code":"unauthenticated"' not in done.stdout or time.monotonic() > deadline:
+        # A new key is known everywhere within two seconds, a new item when the recommender has looked again.
+        settles = not refused and any(code in done.stdout for code in NOT_YET)
+        if not settles or time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    if done.returncode != 0 or done.stdout.startswith(PROBLEM) != refused:
-        failures.append(f"{block.where}: {command}\nexit {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+    answered = done.returncode == 0 or VERDICTS.get(command, "\0") in done.stdout
+    if not answered or done.stdout.startswith(PROBLEM) != refused:
+        failures.append(f"{block.where}: {command}\nexit {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-1500:]}")
     return done.stdout
 
 
@@ -103,7 +108,7 @@ def _programmed(clone: Home, block: Block, failures: list[str]) -> None:
         return
     done = clone.python(block.text)
     if done.returncode != 0:
-        failures.append(f"{block.where}: the program ends with {done.returncode}\n{done.stderr[-1500:]}")
+        failures.append(f"{block.where}: the program ends with {done.returncode}\n{done.stderr[-6000:]}")
 
 
 def _answer(output: str) -> Any:

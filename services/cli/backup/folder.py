@@ -65,7 +65,8 @@ def publish(staged: Path, manifest: BackupManifest) -> tuple[Path, BackupManifes
     (staged / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n", "utf-8")
     for path in (*staged.rglob("*"), staged):
         sync(path)
-    final = staged.with_name(f"{PREFIX}{manifest.created_at.astimezone(UTC):%Y%m%d-%H%M%S}")
+    # Milliseconds: a script and a timer may make one within the same second.
+    final = staged.with_name(f"{PREFIX}{manifest.created_at.astimezone(UTC):%Y%m%d-%H%M%S-%f}"[:-3])
     staged.rename(final)
     sync(final.parent)
     return final, complete
