@@ -219,7 +219,8 @@ class Scheduler:
             self.backlog_s = 0.0
             return Plan(refused=tuple(refused))
         if self._queue[0].priority > 0 and now < self._held_until:
-            return Plan(refused=tuple(refused), wake_at=self._held_until)
+            soonest = min(ticket.deadline for ticket in self._queue)
+            return Plan(refused=tuple(refused), wake_at=min(self._held_until, soonest))
         wake_at = self._worth_waiting_until(now)
         if wake_at is not None:
             return Plan(refused=tuple(refused), wake_at=wake_at)
