@@ -37,11 +37,16 @@ root=/mnt/root
 cp "$1" $root/built.sh; cp "$2" $root/started.sh
 mount --bind /dev $root/dev
 mount -t proc proc $root/proc 2>/dev/null || mount --rbind /proc $root/proc
-mount -t tmpfs -o mode=1777 tmpfs $root/tmp
 chroot $root sh -eu /built.sh
 stat -c 'state %u:%g %a' $root/var/lib/silkrec
 mount -o remount,ro $root
+mkdir /mnt/before
+mount --bind $root/tmp /mnt/before
 mount -t tmpfs -o mode=1777 tmpfs $root/tmp
+case "$3" in /tmp/*) # a clone that lies there brings the packages
+    mkdir -p $root"$3"
+    mount --bind /mnt/before"${3#/tmp}" $root"$3" ;;
+esac
 mount -t tmpfs -o uid=10001,gid=10001,mode=0750 tmpfs $root/var/lib/silkrec
 exec unshare -n chroot $root sh -eu /started.sh
 """
@@ -171,7 +176,8 @@ def carried_out(folder: Path, target: str, *, index: bool) -> str:
     scripts = {"outside": _OUTSIDE, "built": built(target, index=index), "started": started(target)}
     for name, text in scripts.items():
         (folder / name).write_text(text)
-    command = ["unshare", "-m", "-p", "-f", "--kill-child", "sh", *(str(folder / name) for name in scripts)]
+    files = (str(folder / name) for name in scripts)
+    command = ["unshare", "-m", "-p", "-f", "--kill-child", "sh", *files, sys.prefix]
     told = {name: value for name, value in os.environ.items() if not name.startswith(("SILKREC_", "PYTHON"))}
     limit_s = INDEX_BUILD_S if index else BUILD_S
     done = subprocess.run(command, capture_output=True, text=True, env=told, timeout=limit_s, check=False)
