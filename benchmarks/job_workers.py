@@ -36,6 +36,7 @@ import httpx
 
 from benchmarks.job_kills import put_users
 from benchmarks.peers.report import machine, table
+from benchmarks.replicas import MAIN, is_ok
 from services.recommender.jobs.desk import JobDesk, Seen
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.spec import read_body
@@ -50,7 +51,6 @@ from tests.servers import Process, free_port, mariadb, redis_server
 ARMS = ("one", "two", "nginx")
 LOOK_S, JOB_LIMIT_S = 0.1, 900.0
 EVENTS_EACH, COUNT = 12, 10
-_MAIN = "from services.cli.main import main; main()"
 
 
 class Service(Process):
@@ -63,15 +63,8 @@ class Service(Process):
         told = {"STATE_DIR": str(folder), f"{name.upper()}__PORT": str(self.port), **settings}
         command = [] if core is None else ["taskset", "-c", str(core)]
         command += ["env", *(f"SILKREC_{key}={value}" for key, value in told.items())]
-        command += [sys.executable, "-c", _MAIN, "serve", name]
-        super().__init__(command, folder / "log", self._alive)
-
-    def _alive(self) -> bool:
-        try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=2, trust_env=False)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == httpx.codes.OK
+        command += [sys.executable, *MAIN, "serve", name]
+        super().__init__(command, folder / "log", lambda: is_ok(f"http://127.0.0.1:{self.port}/health"))
 
 
 @dataclass

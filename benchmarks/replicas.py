@@ -52,7 +52,7 @@ class Replica(Process):
         return self.process.pid
 
     def _ready(self) -> bool:
-        return _is_ok(f"{self.url}/ready")
+        return is_ok(f"{self.url}/ready")
 
     def restart(self) -> None:
         self.stop()
@@ -111,13 +111,13 @@ def world(folder: Path, count: int = 2, main: Sequence[str] = MAIN) -> Iterator[
         front = stack.enter_context(
             nginx(
                 folder / "nginx",
-                recommenders=_servers(recommenders),
-                features=_servers(features),
-                inference=_servers(engines),
+                recommenders=servers(recommenders),
+                features=servers(features),
+                inference=servers(engines),
                 trusted="127.0.0.1",
             )
         )
-        _fill(folder, front, {f"SILKREC_{name}": value for name, value in shared.items()})
+        fill_behind(folder, front, {f"SILKREC_{name}": value for name, value in shared.items()})
         for replica in engines:  # ready now that there is a model
             while not replica.answers():
                 time.sleep(0.1)
@@ -132,25 +132,25 @@ def world(folder: Path, count: int = 2, main: Sequence[str] = MAIN) -> Iterator[
 def _started(stack: contextlib.ExitStack, replica: Replica) -> Replica:
     ready = replica.answers
     # An engine without a model and a recommender without a release are alive, not ready.
-    replica.answers = lambda: _is_ok(f"{replica.url}/health")
+    replica.answers = lambda: is_ok(f"{replica.url}/health")
     replica.start()
     replica.answers = ready
     stack.callback(replica.stop)
     return replica
 
 
-def _is_ok(url: str) -> bool:
+def is_ok(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
 
-def _servers(replicas: Sequence[Replica]) -> str:
+def servers(replicas: Sequence[Replica]) -> str:
     return ", ".join(f"127.0.0.1:{replica.port}" for replica in replicas)
 
 
-def _fill(folder: Path, front: Nginx, environment: dict[str, str]) -> None:
+def fill_behind(folder: Path, front: Nginx, environment: dict[str, str]) -> None:
     told = {**os.environ, **environment, "SILKREC_STATE_DIR": str(folder / "cli")}
     assert front.process is not None
     with httpx.Client(base_url=front.url, timeout=20, trust_env=False) as http:

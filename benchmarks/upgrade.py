@@ -35,7 +35,7 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from benchmarks.replicas import Replica, _fill, _is_ok, _servers
+from benchmarks.replicas import Replica, fill_behind, is_ok, servers
 from benchmarks.rolling_restart import REPLICAS, TIMEOUT_S, Step, ask
 from services.cli.tune.open_loop import poisson
 from shared.settings.roots import DatabaseSettings
@@ -114,23 +114,23 @@ class World:
         self.front: Nginx = stack.enter_context(
             nginx(
                 folder / "nginx",
-                recommenders=_servers(recommenders),
-                features=_servers(features),
-                inference=_servers(engines),
+                recommenders=servers(recommenders),
+                features=servers(features),
+                inference=servers(engines),
                 trusted="127.0.0.1",
             )
         )
         told_cli = {f"SILKREC_{name}": value for name, value in self.shared.items()} | {"PYTHONPATH": str(old)}
         # -m looks in the working folder first: N's code would migrate here, before anything was measured.
         with contextlib.chdir(old):
-            _fill(folder, self.front, told_cli)
+            fill_behind(folder, self.front, told_cli)
 
     def _started(self, name: str, folder: Path, told: dict[str, str], stack: contextlib.ExitStack) -> list[Unit]:
         found = []
         for number in range(REPLICAS):
             unit = Unit(name, number, folder, told, self.old)
             ready = unit.answers
-            unit.answers = partial(_is_ok, f"{unit.url}/health")
+            unit.answers = partial(is_ok, f"{unit.url}/health")
             unit.start()
             unit.answers = ready
             stack.callback(unit.stop)

@@ -82,26 +82,17 @@ def serving(name: str, request_id: str | None, traceparent: str | None) -> Itera
     ids = RequestContext.accept(request_id, traceparent)
     active = _active
     if active is None:
-        token = context.enter(ids)
-        try:
+        with _within(ids):
             yield ids
-        finally:
-            context.leave(token)
         return
-    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier = {} if traceparent is None else {TRACEPARENT_HEADER: traceparent}
     parent = TraceContextTextMapPropagator().extract(carrier)
     span = active.tracer.start_span(name, context=parent, kind=SpanKind.SERVER)
-    ids = replace(ids, traceparent=_traceparent(span))
-    span.set_attribute("silkrec.request_id", ids.request_id)
-    token = context.enter(ids)
-    try:
-        with use_span(span, end_on_exit=True):
-            yield ids
-    finally:
-        context.leave(token)
+    with _around(span, ids) as known:
+        yield known
 
 
 @contextlib.contextmanager
@@ -112,25 +103,36 @@ def own_trace(
     by it; `links`: traceparents, who asked first: its decision whether to sample is kept."""
     ids, active = RequestContext.accept(request_id, None), _active
     if active is None:
-        token = context.enter(ids)
-        try:
+        with _within(ids):
             yield ids
-        finally:
-            context.leave(token)
         return
     from opentelemetry.context import Context
-    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry.trace import SpanKind
 
     linked = [link for sent in links if sent is not None for link in _links(sent)]
     span = active.tracer.start_span(name, context=Context(), kind=SpanKind[kind.upper()], links=linked)
-    ids = replace(ids, traceparent=_traceparent(span))
-    span.set_attribute("silkrec.request_id", ids.request_id)
+    with _around(span, ids) as known:
+        yield known
+
+
+@contextlib.contextmanager
+def _within(ids: RequestContext) -> Iterator[None]:
     token = context.enter(ids)
     try:
-        with use_span(span, end_on_exit=True):
-            yield ids
+        yield
     finally:
         context.leave(token)
+
+
+@contextlib.contextmanager
+def _around(span: Span, ids: RequestContext) -> Iterator[RequestContext]:
+    """`ids` with the span's traceparent; the span ends with the block."""
+    from opentelemetry.trace import use_span
+
+    ids = replace(ids, traceparent=_traceparent(span))
+    span.set_attribute("silkrec.request_id", ids.request_id)
+    with _within(ids), use_span(span, end_on_exit=True):
+        yield ids
 
 
 @contextlib.contextmanager
