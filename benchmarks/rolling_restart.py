@@ -26,6 +26,7 @@ import random
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ class Step:
     ms: list[float] = field(default_factory=list)
     took_ms: list[float] = field(default_factory=list)
     idle_ms: list[float] = field(default_factory=list)
+    why: Counter[str] = field(default_factory=Counter)
+    """Of failed requests: the status and the problem's code, or the client's error."""
 
     def row(self) -> dict[str, Any]:
         (p50, p99), (_, took), (_, idle) = (_percentiles(ms) for ms in (self.ms, self.took_ms, self.idle_ms))
@@ -71,6 +74,7 @@ class Step:
             "max_ms": round(max(self.ms, default=0.0), 1),
             "took_p99_ms": took,
             "idle_p99_ms": idle,
+            "why": dict(self.why),
         }
 
 
@@ -85,12 +89,15 @@ async def ask(http: httpx.AsyncClient, due: float, step: Step) -> None:
     step.sent += 1
     try:
         answer = await http.post("/v1/recommend", json=body)
-    except httpx.HTTPError:
+    except httpx.HTTPError as error:
         step.failed += 1
         step.late += 1
+        step.why[type(error).__name__] += 1
         return
     seconds = time.perf_counter() - due
-    step.failed += answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+    if answer.is_server_error:
+        step.failed += 1
+        step.why[f"{answer.status_code} {answer.text[:200]}"] += 1
     step.late += seconds > DEADLINE_S
     step.ms.append(seconds * 1e3)
     if answer.status_code == httpx.codes.OK:

@@ -56,14 +56,25 @@ class Site:
             if got["headers"]["x-request-id"] == marker
         ]
 
+    def none_rested(self, count: int) -> bool:
+        """While the last `count` were asked; nginx names itself where it had no server left."""
+        return not any("silkrec_" in line["upstream"] for line in self.front.lines()[-count:])
+
     def restart(self, name: str) -> None:
-        """And nginx has forgiven it."""
+        """And nginx has forgiven it, for turns and for users."""
         server = self.servers[name]
         if server.process is None:
             server.start()
+        if name in "fg":
+            self._all_asked({"f", "g"}, "/v1/events", [{}] * 8)
+        else:
+            self._all_asked({"a", "b"}, SLATE, [{}] * 8)
+            self._all_asked({"a", "b"}, SLATE, [{"x-silkrec-user": f"u:{n}"} for n in range(16)])
+
+    def _all_asked(self, names: set[str], path: str, headers: list[dict[str, str]]) -> None:
         deadline = time.monotonic() + 10
-        while not {self.who() for _ in range(8)} >= {"a", "b"}:
-            assert time.monotonic() < deadline, f"{name} is not used again"
+        while {self.who(path, headers=sent) for sent in headers} != names or not self.none_rested(len(headers)):
+            assert time.monotonic() < deadline, f"one of {names} is not used again"
             time.sleep(0.1)
 
 
@@ -121,6 +132,35 @@ def test_a_recommender_that_dies_under_load_costs_no_request(site: Site) -> None
     assert statuses == {200: 450}
     assert site.who(headers={"x-silkrec-user": "u:1"}) == "b", "the users of the dead server are served by another"
     site.restart("a")
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-silkrec-user": "u:1"}])
+def test_a_recommender_that_is_back_is_asked_while_it_still_rests_and_the_other_is_away(
+    site: Site, headers: dict[str, str]
+) -> None:
+    """What a rolling restart does that goes on as soon as the one before is ready."""
+    site.servers["a"].kill()
+    for n in range(16):
+        site.ask(headers={"x-silkrec-user": f"u:{n}"} if headers else {})
+    site.servers["a"].start()
+    site.servers["b"].kill()
+    try:
+        assert [site.who(headers=headers) for _ in range(4)] == ["a"] * 4
+        assert not site.none_rested(4)
+    finally:
+        site.restart("b")
+
+
+def test_a_write_that_reached_nobody_is_repeated_though_all_rest(site: Site) -> None:
+    site.servers["f"].kill()
+    for _ in range(16):
+        site.ask("/v1/events", json={})
+    site.servers["f"].start()
+    site.servers["g"].kill()
+    try:
+        assert [site.who("/v1/items", json={}) for _ in range(4)] == ["f"] * 4
+    finally:
+        site.restart("g")
 
 
 def test_a_recommender_that_hangs_is_given_up_after_two_seconds(site: Site) -> None:
