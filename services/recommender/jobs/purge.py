@@ -15,6 +15,7 @@ from sqlalchemy import Column, Connection, Table, select
 
 from services.recommender.jobs.metrics import JobMetrics
 from services.recommender.jobs.store.clock import Clock, database_clock
+from services.recommender.jobs.store.jobs import FORMAT
 from shared.errors import DatabaseUnavailable
 from shared.observability.logging import get_logger
 from shared.storage.database import Database
@@ -31,10 +32,11 @@ _log = get_logger(__name__)
 
 
 def oldest_expired(connection: Connection, days: int, clock: Clock = database_clock) -> str | None:
-    """A job that ended more than `days` ago."""
+    """A job that ended more than `days` ago. One of a newer format may have more to it than this release would remove;
+    without its row nobody would find that."""
     finished = jobs.c.finished_at_us
-    query = select(jobs.c.job_id).where(finished < clock(connection) - days * DAY_US).order_by(finished).limit(1)
-    return connection.scalar(query)
+    query = select(jobs.c.job_id).where(finished < clock(connection) - days * DAY_US, jobs.c.format <= FORMAT)
+    return connection.scalar(query.order_by(finished).limit(1))
 
 
 def purge_of(connection: Connection, owner: Column[str], job_id: str, chunk_rows: int = CHUNK_ROWS) -> int:

@@ -7,15 +7,16 @@ from typing import Any
 from services.recommender.catalogue.columns import format_time
 from services.recommender.jobs.desk import Seen
 from services.recommender.jobs.spec import read_stored
-from services.recommender.jobs.store.jobs import FORMAT, NAMING
+from services.recommender.jobs.store.jobs import NAMING, can_read
 
 
 def as_shown(seen: Seen, *, detail: bool = False) -> dict[str, Any]:
     """Lists of users are counted and not repeated; once a job is over they are gone."""
     job, progress = seen.job, seen.progress
-    newer = job.spec.get("format") != FORMAT  # another release's: shown, and not understood
-    to = [] if newer else list(read_stored(dict(job.spec)).outputs())
-    given = job.spec.get("params", {})
+    # Of a newer release: its progress is shown; what its params mean, and which of them name users, is not known.
+    readable = can_read(job.spec)
+    to = list(read_stored(dict(job.spec)).outputs()) if readable else []
+    given = job.spec.get("params", {}) if readable else {}
     params = {name: f"{len(value)} given" if name in NAMING else value for name, value in given.items()}
     shown: dict[str, Any] = {
         "job_id": job.job_id,

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.recommender.catalogue.columns import parse_time
 from services.recommender.filters import compile_filter, compile_segment
-from services.recommender.jobs.store.jobs import FORMAT
+from services.recommender.jobs.store.jobs import FORMAT, can_read
 from services.recommender.jobs.work import SlateAsk, SlateSpec
 from services.recommender.routes.requests import MAX_COUNT, MAX_INPUT_LIST, Expression, Id, Short, Strict
 from shared.errors import ConfigurationError, FieldError, FilterInvalid, NotFound, ValidationFailed
@@ -29,6 +29,8 @@ MAX_INLINE_LISTS = 1_000
 EVERYBODY = "*"
 Kind = Literal["rerank", "slate", "prefill", "export"]
 Output = Literal["database", "parquet", "redis"]
+# Digests began with the format inside; it stays what it was then, whatever FORMAT becomes.
+_DIGESTED = 1
 KINDS: tuple[Kind, ...] = ("rerank", "slate", "prefill", "export")
 OUTPUTS: dict[Kind, tuple[Output, ...]] = {
     "rerank": ("database",),
@@ -100,7 +102,9 @@ class JobBody(Strict):
         return {"format": FORMAT, **self.model_dump(mode="json", exclude_unset=True)}
 
     def digest(self) -> str:
-        return hashlib.sha256(orjson.dumps(self.stored(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """The same in every release for the same body: a key may come again through N-1, or fire there too."""
+        told = {**self.stored(), "format": _DIGESTED}
+        return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def read_body(content: Any) -> JobBody:
@@ -114,7 +118,7 @@ def read_body(content: Any) -> JobBody:
 
 def read_stored(content: dict[str, Any]) -> JobBody:
     """Raises ConfigurationError for a row of a newer release."""
-    if content.get("format") != FORMAT:
+    if not can_read(content):
         raise ConfigurationError(
             f"the job was written in format {content.get('format')}, and this release reads {FORMAT}"
         )

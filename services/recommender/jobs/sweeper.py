@@ -124,10 +124,12 @@ class Sweeper:
             active = job_rows.active_ids(connection)
         for job_id in active:
             settle(self._database, job_id, self._rules)
-        if not active:
-            return [], 0, False
-        ended = self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
-        self._metrics.ended_leases.inc(ended)
+        if active:
+            ended = self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
+            self._metrics.ended_leases.inc(ended)
         with self._database.read() as connection:
+            running = job_rows.running(connection)  # those of a newer format too: that they stand still is to be seen
+            if not active:
+                return running, 0, False
             due = chunks.due_count(connection, self._settings.max_waiting_wakeups)
-            return job_rows.running(connection), due, chunks.holds_lease(connection, active, socket.gethostname())
+            return running, due, chunks.holds_lease(connection, active, socket.gethostname())

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from services.recommender.jobs.desk import JobDesk
 from services.recommender.jobs.shown import as_shown
-from services.recommender.jobs.spec import JobBody, Kind
+from services.recommender.jobs.spec import KINDS, JobBody
 from services.recommender.jobs.store.jobs import JobState
 from shared.errors import FieldError, ValidationFailed
 from shared.observability import context, tracing
@@ -32,6 +32,8 @@ Key = Annotated[
         description="the same key with the same body is the same job; with another body a 409",
     ),
 ]
+# A type that only a newer release knows is shown as well: one such job must not take the whole list away.
+ShownKind = Annotated[str, WithJsonSchema({"type": "string", "enum": list(KINDS)})]
 _CURSOR = re.compile(r"([0-9]{1,19})\.(job_[0-9a-f]{24})\Z")
 
 
@@ -58,7 +60,7 @@ class JobAnswer(BaseModel):
     """Times are RFC 3339. `rate`: users a second; `eta_s`: seconds left, null while it cannot be known."""
 
     job_id: str
-    type: Kind
+    type: ShownKind
     state: JobState
     params: dict[str, Any]
     progress: JobProgress

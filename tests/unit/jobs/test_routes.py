@@ -8,13 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from services.recommender.jobs.desk import JobDesk
+from services.recommender.jobs.store.jobs import FORMAT
 from services.recommender.routes import jobs
 from shared.observability.metrics import Metrics
 from shared.settings.roots import Settings
 from shared.storage import migrate
 from shared.storage.database import Database
+from shared.storage.tables import jobs as rows
 from shared.web.app import create_app
 from shared.web.health import Readiness
 from tests.asgi import running
@@ -78,6 +81,23 @@ def test_the_same_key_answers_the_same_job_and_another_body_is_a_conflict(tmp_pa
             assert (again.status_code, again.json()["job_id"]) == (202, first["job_id"])
             other = await client.post("/v1/jobs", json={**BODY, "type": "prefill"}, headers=headers)
             assert (other.status_code, other.json()["code"]) == (409, "conflict")
+
+    asyncio.run(scenario())
+
+
+def test_a_job_of_a_type_that_only_a_newer_release_knows_is_listed_with_the_others(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as client:
+            newer = (await client.post("/v1/jobs", json=BODY)).json()["job_id"]
+            settings = Settings(home=tmp_path)
+            database = Database(settings.database_url(), settings.database)
+            with database.write() as connection:
+                connection.execute(update(rows).values(format=FORMAT + 1, kind="distil", spec={"format": FORMAT + 1}))
+            database.close()
+            own = (await client.post("/v1/jobs", json=BODY)).json()["job_id"]
+            listed = (await client.get("/v1/jobs")).json()["items"]
+            assert [(one["job_id"], one["type"]) for one in listed] == [(own, "slate"), (newer, "distil")]
+            assert (await client.get(f"/v1/jobs/{newer}")).json()["type"] == "distil"
 
     asyncio.run(scenario())
 

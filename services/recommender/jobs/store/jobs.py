@@ -162,6 +162,12 @@ def running(connection: Connection) -> list[Running]:
     return [Running(*row) for row in connection.execute(query)]
 
 
+def can_read(spec: Mapping[str, Any]) -> bool:
+    """Was it written by this release or an older one?"""
+    written = spec.get("format")
+    return isinstance(written, int) and written <= FORMAT
+
+
 def cancel(connection: Connection, job_id: str, rules: Rules, clock: Clock = database_clock) -> JobRow:
     """At once and for good: whoever computes a chunk can no longer commit it. Cancelling again changes nothing.
     Raises NotFound, Conflict for a job that ended otherwise."""
@@ -209,6 +215,8 @@ def end(
 
 
 def _nameless(spec: Mapping[str, Any]) -> dict[str, Any]:
+    if not can_read(spec):
+        return {"format": spec.get("format")}  # where else a newer release names users is not known
     params = {name: value for name, value in spec.get("params", {}).items() if name not in NAMING}
     return {**spec, "params": params}
 
