@@ -52,6 +52,7 @@ class Board:
             "worker": self.worker.status,
         }
         told |= {f"schedule {name}": why for name, why in self.scheduler.refused.items()}
+        told |= {f"job {job_id}": f"cannot be settled: {why}" for job_id, why in self.sweeper.unsettled.items()}
         told |= {f"task {name}": "given up; restart the process" for name in sorted(self.tasks.dead)}
         return Readiness(True, told)
 

@@ -54,6 +54,9 @@ class JobMetrics:
         self.ended_leases = metrics.counter(
             "leases_ended_total", "Leases of this machine's dead workers, ended before they ran out"
         )
+        self.settle_failures = metrics.counter(
+            "settle_failures_total", "Looks at a job that could not say whether it is over; the log names it"
+        )
         self.worker_starts = metrics.counter("worker_starts_total", "Starts of the worker process")
         self.webhooks = metrics.counter("webhook_deliveries_total", "Webhook calls", ["outcome"])
         self.scheduled = metrics.counter("scheduled_total", "Jobs that a schedule started", ["schedule"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from services.recommender.jobs.alive import is_gone
@@ -20,7 +20,7 @@ from services.recommender.jobs.store import chunks
 from services.recommender.jobs.store import jobs as job_rows
 from services.recommender.jobs.store.rules import Rules
 from services.recommender.jobs.working import settle
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, SilkrecError
 from shared.observability.logging import get_logger
 from shared.settings.roots import JobsSettings
 from shared.storage.database import Database
@@ -62,7 +62,8 @@ class Deafness:
 
 
 class Sweeper:
-    """Give `run` to a TaskOwner. `database_status` and `broker_status`: `ok`, or what is wrong."""
+    """Give `run` to a TaskOwner. `database_status` and `broker_status`: `ok`, or what is wrong. `unsettled`: jobs that
+    the last sweep could not settle, and why."""
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Sweeper:
         self._sleep = sleep
         self.database_status = "not asked yet"
         self.broker_status = "not asked yet"
+        self.unsettled: Mapping[str, str] = {}
 
     async def run(self) -> None:
         while True:
@@ -122,8 +124,8 @@ class Sweeper:
         """(jobs under way by type, chunks due up to the queue's bound, whether this machine has one in hand)."""
         with self._database.read() as connection:
             active = job_rows.active_ids(connection)
-        for job_id in active:
-            settle(self._database, job_id, self._rules)
+        causes = {job_id: self._settle(job_id) for job_id in active}
+        self.unsettled = {job_id: cause for job_id, cause in causes.items() if cause is not None}
         if active:
             ended = self._database.transact(lambda connection: chunks.expire_gone(connection, active, self._gone))
             self._metrics.ended_leases.inc(ended)
@@ -133,3 +135,20 @@ class Sweeper:
                 return running, 0, False
             due = chunks.due_count(connection, self._settings.max_waiting_wakeups)
             return running, due, chunks.holds_lease(connection, active, socket.gethostname())
+
+    def _settle(self, job_id: str) -> str | None:
+        """What is wrong with the job, if anything: it holds up no other, is told once, and tried at each sweep. Raises
+        DatabaseUnavailable."""
+        try:
+            settle(self._database, job_id, self._rules)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever its rows say, the other jobs are settled)
+            expected = isinstance(error, SilkrecError)
+            cause = error.detail if isinstance(error, SilkrecError) else type(error).__name__
+            self._metrics.settle_failures.inc()
+            if self.unsettled.get(job_id) != cause:
+                told = None if expected else error
+                _log.error("a job cannot be settled and is tried again", job_id=job_id, cause=cause, exc_info=told)
+            return cause
+        return None

@@ -119,13 +119,12 @@ def _claim(bench: Bench) -> tuple[Lease | None, RequestContext | None]:
 
 
 def settle(database: Database, job_id: str, rules: Rules) -> None:
-    """Raises DatabaseUnavailable."""
+    """Raises DatabaseUnavailable, and whatever a damaged row leads to."""
 
-    def write(connection: Connection) -> None:
-        body = read_stored(dict(job_rows.get(connection, job_id).spec))
-        settling.settle(connection, job_id, rules, publishes="parquet" in body.outputs())
+    def publishes(job: job_rows.JobRow) -> bool:
+        return "parquet" in read_stored(dict(job.spec)).outputs()
 
-    database.transact(write)
+    database.transact(lambda connection: settling.settle(connection, job_id, rules, publishes=publishes))
 
 
 def _carry_out(bench: Bench, lease: Lease) -> str:

@@ -245,6 +245,17 @@ def test_one_poison_user_is_parked_alone_with_the_reason_and_everybody_else_is_s
     ]
 
 
+def test_a_job_whose_spec_cannot_be_read_fails_with_that_reason(make_world: MakeWorld) -> None:
+    world = make_world(**{"jobs.max_attempts": 1})
+    job_id = world.submit(user_ids=["ann"], outputs=["database"])
+    with world.database.write() as connection:
+        connection.execute(update(jobs).values(spec={"format": 1, "type": "nothing"}))
+    world.work()
+    job = world.job_row(job_id)
+    assert job.state == "failed"
+    assert "/type" in job.reason
+
+
 def test_an_error_of_one_user_is_recorded_and_fails_nobody_else(jobs_world: World) -> None:
     def make(ask: SlateAsk) -> UserSlate:
         good = slate_of(ask)

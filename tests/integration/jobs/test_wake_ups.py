@@ -7,17 +7,24 @@ import socket
 import subprocess
 
 import pytest
+from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from services.recommender.jobs.alive import worker_name
+from services.recommender.jobs.app import Board
 from services.recommender.jobs.broker import QUEUE, BrokerUnavailable, WakeUps, make_app
 from services.recommender.jobs.metrics import JobMetrics
+from services.recommender.jobs.schedules import Scheduler
 from services.recommender.jobs.store import chunks
 from services.recommender.jobs.store.chunks import Done
 from services.recommender.jobs.store.jobs import JobState
 from services.recommender.jobs.sweeper import Sweeper
+from services.recommender.jobs.worker_process import WorkerProcess
 from services.recommender.jobs.working import turn
 from shared.observability.metrics import Metrics
+from shared.observability.tasks import TaskOwner
 from shared.settings.roots import Settings
+from shared.storage.tables import job_chunks, jobs
 from tests.integration.jobs.conftest import MakeWorld
 from tests.servers import free_port
 
@@ -123,6 +130,39 @@ def test_the_lease_of_a_dead_process_of_this_machine_ends_at_once_and_of_no_othe
     assert leased_by(worker_name())
     sweep()
     assert not leased_by("waits for the lease")
+
+
+def test_a_job_that_cannot_be_settled_is_told_once_and_holds_up_no_other(make_world: MakeWorld) -> None:
+    world, metrics, ids = make_world(), Metrics("jobs"), list[str]()
+    for _ in range(3):
+        ids.append(world.submit(user_ids=["ann"], outputs=["parquet"]))
+    good = world.job_row(ids[0]).spec
+    with world.database.write() as connection:
+        connection.execute(update(job_chunks).values(state="done"))
+        connection.execute(update(jobs).values(planned=True))
+        for job_id, spec in ((ids[0], {"format": 1, "params": {"scene": 7}}), (ids[1], [1])):
+            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(spec=spec))
+    sweeper = Sweeper(world.database, CountingQueue(), world.settings.jobs, JobMetrics(metrics))
+    with capture_logs() as logged:
+        assert asyncio.run(sweeper.sweep()) == 1
+        asyncio.run(sweeper.sweep())
+    assert world.seen(ids[2]).job.state is JobState.PUBLISHING
+    assert set(sweeper.unsettled) == set(ids[:2])
+    assert "/params/scene" in sweeper.unsettled[ids[0]]
+    board, counted = Board(), JobMetrics(Metrics("board"))
+    board.tasks, board.sweeper, board.scheduler = TaskOwner(), sweeper, Scheduler(world.desk, counted)
+    board.worker = WorkerProcess(None, counted, counts=None)
+    assert board.ready().dependencies[f"job {ids[1]}"] == "cannot be settled: TypeError"
+    told = {one["job_id"]: one for one in logged if one["log_level"] == "error"}
+    assert [one["job_id"] for one in logged if one["log_level"] == "error"] == list(told)
+    assert set(told) == set(ids[:2])
+    assert isinstance(told[ids[1]]["exc_info"], TypeError), "what nobody expected has its traceback"
+    assert "silkrec_jobs_settle_failures_total 4.0" in metrics.render().decode()
+    with world.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.job_id == ids[0]).values(spec=good))
+    asyncio.run(sweeper.sweep())
+    assert world.seen(ids[0]).job.state is JobState.PUBLISHING
+    assert set(sweeper.unsettled) == {ids[1]}
 
 
 def test_a_job_whose_last_worker_died_behind_its_commit_is_settled_by_the_sweeper(make_world: MakeWorld) -> None:

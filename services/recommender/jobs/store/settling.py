@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -17,9 +17,15 @@ from shared.storage.tables import job_chunks
 
 
 def settle(
-    connection: Connection, job_id: str, rules: Rules, *, publishes: bool, clock: Clock = database_clock
+    connection: Connection,
+    job_id: str,
+    rules: Rules,
+    *,
+    publishes: Callable[[JobRow], bool],
+    clock: Clock = database_clock,
 ) -> JobState:
-    """Moves the job on as far as its chunks allow. `publishes`: its output needs a last step once every chunk is done.
+    """Moves the job on as far as its chunks allow. `publishes`: whether its output needs a last step once every chunk
+    is done; asked then only, so that a job whose spec cannot be read can still fail. Raises NotFound, what it raises.
 
     Its row is locked, so of two who settle one sees the other's work."""
     job = job_rows.get(connection, job_id, lock=True)
@@ -33,7 +39,7 @@ def settle(
         return _running(connection, job, now_us, rules)
     if parked:
         return _failed(connection, job_id, now_us, rules, f"{parked} chunks are parked; the last: {reason}")
-    if not publishes:
+    if not publishes(job):
         job_rows.end(connection, job_id, JobState.SUCCEEDED, now_us, rules)
         return JobState.SUCCEEDED
     if job.state is not JobState.PUBLISHING:
