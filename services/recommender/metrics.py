@@ -42,6 +42,11 @@ class JournalMetrics:
             "journal_slates_skipped_total", "Slates not put into the database on purpose", ["cause"]
         )
         self.waiting = metrics.gauge("journal_slates_waiting", "Slates that the database does not hold yet")
+        self.kept = metrics.gauge(
+            "journal_segments_kept",
+            "Segments of dead processes that wait for a release that can read them",
+            combined="livemax",
+        )
         self.drain_failures = metrics.counter("journal_drain_failures_total", "Drains that failed", ["cause"])
 
 

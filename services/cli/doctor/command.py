@@ -57,6 +57,7 @@ def examine(ctx: typer.Context, *, seconds: float, nginx: str, prometheus: str) 
     with httpx.Client(trust_env=False, timeout=ASK_S) as http:
         began, before = time.monotonic(), _scraped(http, deployment)
         yield from setup.state(loaded.settings)
+        yield from setup.journal(loaded.settings)
         yield from setup.open_files(deployment)
         yield from database.examine(loaded)
         yield from redis.examine(loaded)

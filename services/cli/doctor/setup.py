@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import resource
@@ -13,6 +14,9 @@ import psutil
 
 from services.cli.doctor.deployment import Deployment
 from services.cli.doctor.finding import Finding, judged
+from services.recommender.journal.drain import unknown
+from services.recommender.journal.journal import FOLDER
+from services.recommender.journal.segment import SUFFIX
 from shared.settings.roots import Settings
 
 LOW_DISK_BYTES, LITTLE_DISK_BYTES = 1 << 30, 5 << 30
@@ -46,6 +50,19 @@ def state(settings: Settings) -> Iterator[Finding]:
     artifacts = settings.artifacts_dir()
     if artifacts.exists() and artifacts.stat().st_dev != folder.stat().st_dev:
         yield disk("artifacts disk", str(artifacts), shutil.disk_usage(artifacts).free)
+
+
+def journal(settings: Settings) -> Iterator[Finding]:
+    """Served slates that lie here and that no process of this release brings to the database."""
+    folder, found = settings.state / FOLDER, []
+    for path in sorted(folder.glob(f"*/*{SUFFIX}")):
+        with contextlib.suppress(FileNotFoundError):  # drained meanwhile
+            if (why := unknown(path)) is not None:
+                found.append(f"{path.relative_to(folder)}: {why}")
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        mend = "start the newer release, which drains them; one that is damaged can only be removed"
+        yield Finding("journal files", "warn", f"{found[0]}{more}", mend, str(folder))
 
 
 def disk(what: str, where: str, free: float) -> Finding:

@@ -6,7 +6,7 @@ slates for analysis.
 
 What it promises: a record is in the kernel's page cache (write(2)) before its answer leaves, so `kill -9` loses
 nothing; a power cut loses at most the last FSYNC_S of slates. When the disk or the bounds refuse a record the answer
-still leaves, and the loss is counted by cause.
+still leaves, and the loss is counted by cause. A segment of an unknown format is kept.
 """
 
 from services.recommender.journal.journal import Journal

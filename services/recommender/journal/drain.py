@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.exc import DataError, IntegrityError
 
 from services.recommender.journal.database import put_slates
 from services.recommender.journal.record import ServedSlate, decode
-from services.recommender.journal.segment import Place, mark_drained, read_records
+from services.recommender.journal.segment import UnknownFormat, mark_drained, read_records
 from services.recommender.metrics import JournalMetrics
 from shared.observability.logging import get_logger
 from shared.storage.database import Database
@@ -22,27 +23,54 @@ Forget = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Drainer:
-    """`forget` is told the ids that a segment need not hold any longer."""
+    """`forget` is told the ids that a segment need not hold any longer. `kept`: segments that were met and that a newer
+    release may be able to read; each is told once."""
 
     database: Database
     metrics: JournalMetrics
     forget: Forget
+    kept: set[Path] = field(default_factory=set)
 
     def drain(self, segments: Sequence[Path], *, growing: Path | None) -> int:
         """One batch of the oldest segment that has any; drained segments but `growing` are removed. How many records
-        were handled; 0: nothing is left. Raises DatabaseUnavailable, OSError."""
+        were handled; 0: nothing is left but what is kept. Raises DatabaseUnavailable, OSError."""
         for path in segments:
-            batch = _next_batch(path)
-            if batch:
-                self._store(batch)
-                mark_drained(path, batch[-1][0].end)
-                return len(batch)
+            try:
+                handled = self._batch(path)
+            except UnknownFormat as error:
+                self._keep(path, error)
+                continue
+            if handled:
+                return handled
             if path != growing:
                 self._remove(path)
         return 0
 
-    def _store(self, batch: Sequence[tuple[Place, bytes]]) -> None:
-        slates = [slate for place, payload in batch if (slate := self._decoded(place, payload)) is not None]
+    def still_kept(self) -> int:
+        """How many of `kept` nobody has read or removed since."""
+        self.kept.difference_update([path for path in tuple(self.kept) if not path.exists()])
+        return len(self.kept)
+
+    def _batch(self, path: Path) -> int:
+        """Up to the first record of an unknown format; UnknownFormat is raised when nothing is before it."""
+        slates, handled, end = [], 0, 0
+        for place, payload in itertools.islice(read_records(path), BATCH_SLATES):
+            try:
+                slates.append(decode(payload))
+            except UnknownFormat:
+                if handled:
+                    break
+                raise
+            except (ValueError, TypeError) as error:
+                _log.error("a journal record cannot be read", segment=path.name, offset=place.offset, exc_info=error)
+                self.metrics.skipped.labels("unreadable").inc()
+            handled, end = handled + 1, place.end
+        if handled:
+            self._store(slates)
+            mark_drained(path, end)
+        return handled
+
+    def _store(self, slates: Sequence[ServedSlate]) -> None:
         try:
             self._put(slates)
         except (DataError, IntegrityError):
@@ -63,16 +91,15 @@ class Drainer:
         if left_out:
             self.metrics.skipped.labels("user_deleted").inc(left_out)
 
-    def _decoded(self, place: Place, payload: bytes) -> ServedSlate | None:
-        try:
-            slate = decode(payload)
-        except (ValueError, TypeError) as error:
-            _log.error("a journal record cannot be read", segment=place.path.name, offset=place.offset, exc_info=error)
-            self.metrics.skipped.labels("unreadable").inc()
-            return None
-        if slate is None:
-            self.metrics.skipped.labels("unknown_format").inc()
-        return slate
+    def _keep(self, path: Path, error: UnknownFormat) -> None:
+        if path in self.kept:
+            return
+        self.kept.add(path)
+        _log.error(
+            "a journal segment of a newer release, or a damaged one, is kept for whoever can read it",
+            segment=str(path),
+            cause=error.detail,
+        )
 
     def _remove(self, path: Path) -> None:
         end, size = _readable_end(path), path.stat().st_size
@@ -83,13 +110,17 @@ class Drainer:
         path.unlink()
 
 
-def _next_batch(path: Path) -> list[tuple[Place, bytes]]:
-    batch = []
-    for found in read_records(path):
-        batch.append(found)
-        if len(batch) == BATCH_SLATES:
+def unknown(path: Path) -> str | None:
+    """Why this release cannot go on reading the segment; None: it can. Raises OSError."""
+    try:
+        for _place, payload in read_records(path):
+            decode(payload)
             break
-    return batch
+    except UnknownFormat as error:
+        return error.detail
+    except (ValueError, TypeError):
+        return None  # one damaged record is passed over
+    return None
 
 
 def _readable_end(path: Path) -> int:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +34,15 @@ class HeldFolder:
         """Oldest first: names are numbers of one width."""
         return sorted(self.path.glob(f"*{SUFFIX}"))
 
-    def release(self, *, remove: bool) -> None:
+    def release(self, *, remove: bool) -> bool:
+        """Whether it is gone: a folder that still holds anything, readable or not, is never removed."""
         try:
-            if remove:
+            gone = remove and all(one.name == LOCK for one in self.path.glob("*"))
+            if gone:
                 shutil.rmtree(self.path, ignore_errors=True)
         finally:
             os.close(self._lock)
+        return gone
 
 
 def create(root: Path, process: str) -> HeldFolder:
@@ -55,11 +59,11 @@ def create(root: Path, process: str) -> HeldFolder:
     return HeldFolder(final, lock)
 
 
-def adopt(root: Path) -> HeldFolder | None:
-    """A folder that a dead process left behind, if there is one. Raises OSError."""
+def adopt(root: Path, passed: Collection[Path] = ()) -> HeldFolder | None:
+    """A folder that a dead process left behind, if there is one but for those `passed`. Raises OSError."""
     _sweep(root)
     for path in sorted(root.iterdir()):
-        if path.name.startswith(".") or not (path / LOCK).exists():
+        if path in passed or path.name.startswith(".") or not (path / LOCK).exists():
             continue
         lock = _take(path)
         if lock is None:

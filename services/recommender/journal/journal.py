@@ -123,17 +123,22 @@ class Journal:
             await self._sleep(ADOPT_S)
 
     async def adopt_all(self) -> None:
-        """Every folder whose process is dead; one that the database cannot take now is left for the next time."""
-        while (found := await asyncio.to_thread(folders.adopt, self._root)) is not None:
+        """Every folder whose process is dead; one that the database cannot take now is left for the next time, and
+        segments that this release cannot read for a newer one."""
+        passed: set[Path] = set()
+        while (found := await asyncio.to_thread(folders.adopt, self._root, passed)) is not None:
             left: int | None = None
             try:
                 while left := await self._attempt(self._drain_folder, found):
                     pass
             finally:
-                found.release(remove=left == 0)
+                gone = found.release(remove=left == 0)
             if left is None:
                 return
-            _log.info("adopted the journal of a dead process", folder=found.path.name)
+            passed.add(found.path)
+            if gone:
+                _log.info("adopted the journal of a dead process", folder=found.path.name)
+        self._metrics.kept.set(await asyncio.to_thread(self._drainer.still_kept))
 
     async def close(self, *, drain_s: float = 2.0) -> None:
         """Writes what waits, and drains for at most `drain_s`; what is left is adopted by whoever starts next."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from services.recommender.domain import SlateItem, source_names
+from services.recommender.journal.segment import UnknownFormat
 
 RECORD_FORMAT = 2
 # Format 1 ends before `experiments`; a journal of the release before may wait on disk.
@@ -84,13 +85,13 @@ def encode(slate: ServedSlate) -> bytes:
     return orjson.dumps([RECORD_FORMAT, *(getattr(slate, name) for name in _FIELDS)], option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def decode(payload: bytes) -> ServedSlate | None:
-    """None for a format that this release does not know. Raises ValueError for what is no record."""
+def decode(payload: bytes) -> ServedSlate:
+    """Raises UnknownFormat for what another release wrote, ValueError or TypeError for what is no record."""
     values = orjson.loads(payload)
     if not isinstance(values, list) or not values:
         raise ValueError("a journal record must be a list")
     if values[0] != RECORD_FORMAT and values[0] not in _OLDER:
-        return None
+        raise UnknownFormat(f"a record is of format {values[0]!a}, and this release reads up to {RECORD_FORMAT}")
     fields = _FIELDS[: _OLDER.get(values[0], len(_FIELDS))]
     if len(values) != len(fields) + 1:
         raise ValueError(f"a journal record has {len(fields) + 1} values, not {len(values)}")

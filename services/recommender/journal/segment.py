@@ -6,6 +6,9 @@
 One process appends; `drained` is eight aligned bytes written in place by whoever drains. A torn tail (the writer died
 inside write(2), or the disk filled) fails its length or CRC, and reading ends before it. Losing `drained` costs only a
 repeated drain, which changes nothing.
+
+A header that begins otherwise, or a record of an unknown format, is a newer release's, or damage: the file is kept for
+whoever can read it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.errors import SilkrecError
+
 MAGIC = b"SRJRNL01"
 SUFFIX = ".segment"
 _HEADER = struct.Struct("<8sQ")
@@ -25,6 +30,13 @@ _DRAINED = struct.Struct("<Q")
 _DRAINED_AT = 8
 # No slate comes near it: a greater length is damage, and must not become an allocation.
 MAX_PAYLOAD = 16 * 1024 * 1024
+
+
+class UnknownFormat(SilkrecError):
+    """Nobody of this release can read it, and a newer one may."""
+
+    code = "unknown_format"
+    title = "A journal segment of an unknown format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,8 @@ class SegmentWriter:
 
 
 def read_records(path: Path, begin: int | None = None) -> Iterator[tuple[Place, bytes]]:
-    """Whole records from `begin` (default: the header's `drained`) to the end or the torn tail. Raises OSError."""
+    """Whole records from `begin` (default: the header's `drained`) to the end or the torn tail. Raises OSError,
+    UnknownFormat for a header that is not this release's."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         offset = begin if begin is not None else _drained_of(file.read(_HEADER.size), size)
@@ -113,12 +126,14 @@ def mark_drained(path: Path, offset: int) -> None:
 
 
 def _drained_of(header: bytes, size: int) -> int | None:
-    """None for a file that never became a segment. An offset outside the file means: from the beginning."""
+    """None for a file that never became a segment. An offset outside the file means: from the beginning. Raises
+    UnknownFormat."""
+    magic = header[: len(MAGIC)]
+    if not MAGIC.startswith(magic):
+        raise UnknownFormat(f"its header begins with {magic!a}, and not with {MAGIC!a}")
     if len(header) < _HEADER.size:
         return None
-    magic, drained = _HEADER.unpack(header)
-    if magic != MAGIC:
-        return None
+    _, drained = _HEADER.unpack(header)
     return drained if _HEADER.size <= drained <= size else _HEADER.size
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
+from structlog.testing import capture_logs
 
 from services.recommender.journal import Journal, folders
 from services.recommender.journal.database import load_slate, put_slates
-from services.recommender.journal.segment import SUFFIX
+from services.recommender.journal.record import encode
+from services.recommender.journal.segment import SUFFIX, frame
 from services.recommender.metrics import JournalMetrics
 from shared.observability.metrics import Metrics
 from shared.settings.roots import DatabaseSettings
@@ -164,6 +166,78 @@ def test_slates_of_a_user_who_was_deleted_since_do_not_come_back(database: Datab
     asyncio.run(scenario())
     with database.read() as connection:
         assert [row.user_key for row in connection.execute(select(recommendations.c.user_key))] == ["u:bob"]
+
+
+async def left_by_a_dead_process(state: Path, database: Database, *names: str) -> Path:
+    """The one segment of a folder whose lock is free."""
+    dead = journal(state, database)
+    for name in names:
+        await dead.append(slate(name), timeout_s=30)
+    await asyncio.to_thread(dead._writer.close)
+    dead._folder.release(remove=False)
+    (path,) = dead._folder.segments()
+    return path
+
+
+@pytest.mark.parametrize("header", [b"SRJRNL02", bytes(8)], ids=["newer", "zeros"])
+def test_a_segment_of_an_unknown_header_is_kept_told_once_and_read_when_somebody_can(
+    database: Database, tmp_path: Path, header: bytes
+) -> None:
+    metrics = Metrics("test")
+
+    async def scenario() -> None:
+        path = await left_by_a_dead_process(tmp_path, database, "rec-1", "rec-2")
+        ours = path.read_bytes()
+        newer = header + ours[8:]
+        path.write_bytes(newer)
+        behind = b"".join(frame(encode(slate(name))) for name in ("rec-3", "rec-4"))
+        path.with_stem("0000000002").write_bytes(ours[:16] + behind)
+        await left_by_a_dead_process(tmp_path, database, "rec-5")
+        reader = journal(tmp_path, database, metrics)
+        with capture_logs() as logged:
+            await reader.adopt_all()
+            await reader.adopt_all()
+        assert path.read_bytes() == newer
+        assert segments(tmp_path) == [path]
+        assert recommended(database) == ["rec-3", "rec-4", "rec-5"]
+        (told,) = [one for one in logged if one["log_level"] == "error"]
+        assert (told["segment"], repr(header) in told["cause"]) == (str(path), True)
+        assert b"silkrec_test_journal_segments_kept 1.0" in metrics.render()
+        path.write_bytes(ours)  # as a release would find it that knows the header
+        await reader.adopt_all()
+        await reader.close()
+        assert b"silkrec_test_journal_segments_kept 0.0" in metrics.render()
+
+    asyncio.run(scenario())
+    assert segments(tmp_path) == []
+    assert list((tmp_path / "journal").iterdir()) == [], "emptied folders go as ever"
+    assert recommended(database) == [f"rec-{number}" for number in range(1, 6)]
+
+
+def test_records_of_an_unknown_format_are_kept_and_those_before_them_delivered(
+    database: Database, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        path = await left_by_a_dead_process(tmp_path, database, "rec-1")
+        older = path.read_bytes()
+        newer = frame(b"[999]")
+        path.write_bytes(older + newer + frame(encode(slate("rec-2"))))
+        reader = journal(tmp_path, database)
+        await reader.adopt_all()
+        assert segments(tmp_path) == [path]
+        assert recommended(database) == ["rec-1"]
+        path.write_bytes(path.read_bytes().replace(newer, frame(encode(slate("rec-3")))))  # as the newer release has it
+        await reader.adopt_all()
+        await reader.close()
+
+    asyncio.run(scenario())
+    assert segments(tmp_path) == []
+    assert recommended(database) == ["rec-1", "rec-2", "rec-3"]
+
+
+def recommended(database: Database) -> list[str]:
+    with database.read() as connection:
+        return sorted(connection.scalars(select(recommendations.c.recommendation_id)))
 
 
 def test_a_torn_tail_of_a_dead_process_loses_that_record_only(database: Database, tmp_path: Path) -> None:

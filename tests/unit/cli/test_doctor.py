@@ -16,6 +16,7 @@ from services.cli.doctor import broker, database, monitoring, redis, services, s
 from services.cli.doctor.deployment import find
 from services.cli.doctor.finding import Finding
 from services.cli.doctor.scrape import Figures, Samples
+from services.recommender.journal.segment import SegmentWriter
 from shared.contracts.manifest import IndexManifest, ModelManifest, Release
 from shared.settings.roots import Settings
 from shared.storage.artifacts import ArtifactStore
@@ -102,6 +103,20 @@ silkrec_recommender_journal_slates_waiting 99000
 """
     told = verdicts(traffic.recommender(Figures(samples(text)), Settings(), HERE))
     assert (told["lost slates"], told["journal"]) == ("warn", "fail")
+
+
+def test_a_journal_segment_that_nobody_can_read_is_named(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    folder = settings.state / "journal" / "recommender-1"
+    folder.mkdir(parents=True)
+    SegmentWriter(folder / "0000000001.segment").close()
+    assert verdicts(setup.journal(settings)) == {}
+    (folder / "0000000002.segment").write_bytes(b"SRJRNL02" + bytes(8))
+    (folder / "0000000003.segment").write_bytes(b"SRJRNL02" + bytes(8))
+    assert verdicts(setup.journal(settings)) == {"journal files": "warn"}
+    (finding,) = setup.journal(settings)
+    assert finding.found.startswith("recommender-1/0000000002.segment: ")
+    assert finding.found.endswith("and 1 more")
 
 
 def engine(scored: int, overloaded: int, batch_le: str) -> str:

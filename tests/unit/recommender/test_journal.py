@@ -20,6 +20,7 @@ from services.recommender.journal.segment import (
     MAX_PAYLOAD,
     Place,
     SegmentWriter,
+    UnknownFormat,
     frame,
     mark_drained,
     read_one,
@@ -54,19 +55,13 @@ def payloads(path: Path) -> list[bytes]:
 
 
 def written_ids(state: Path) -> list[str]:
-    found = []
-    for path in sorted((state / "journal").glob("*/*.segment")):
-        for payload in payloads(path):
-            record = decode(payload)
-            assert record is not None
-            found.append(record.recommendation_id)
-    return found
+    paths = sorted((state / "journal").glob("*/*.segment"))
+    return [decode(payload).recommendation_id for path in paths for payload in payloads(path)]
 
 
 def test_a_record_reads_back_as_it_was_written() -> None:
     before = slate(items=4)
     after = decode(encode(before))
-    assert after is not None
     assert after.seed == before.seed
     assert after.degraded == before.degraded
     assert np.asarray(after.item_index).tolist() == [10, 11, 12, 13]
@@ -75,12 +70,12 @@ def test_a_record_reads_back_as_it_was_written() -> None:
 
 def test_an_empty_slate_is_a_record_too() -> None:
     after = decode(encode(slate(items=0)))
-    assert after is not None
     assert after.item_index == []
 
 
-def test_a_record_of_another_format_is_left_alone() -> None:
-    assert decode(b'[999,"whatever"]') is None
+def test_a_record_of_another_format_is_told_from_damage() -> None:
+    with pytest.raises(UnknownFormat, match="999"):
+        decode(b'[999,"whatever"]')
 
 
 @pytest.mark.parametrize("damaged", [b"{}", b"[]", b"[1,2]", b"nonsense"])
@@ -128,6 +123,26 @@ def test_a_header_cut_anywhere_yields_no_record_and_no_error(tmp_path: Path, cut
     SegmentWriter(path).close()
     os.truncate(path, cut)
     assert payloads(path) == []
+
+
+@pytest.mark.parametrize("header", [b"SRJRNL02" + bytes(8), b"SRJ2", bytes(64), b"SRJRNL0\xb1" + bytes(8)])
+def test_a_header_of_another_release_or_of_none_is_no_empty_segment(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "1.segment"
+    path.write_bytes(header)
+    with pytest.raises(UnknownFormat, match="header"):
+        payloads(path)
+
+
+def test_a_folder_that_holds_anything_is_not_removed(tmp_path: Path) -> None:
+    held = folders.create(tmp_path, "test")
+    (held.path / "1.segment-of-another-kind").write_bytes(b"of a newer release")
+    assert not held.release(remove=True)
+    again = folders.adopt(tmp_path)
+    assert again is not None
+    assert again.path == held.path
+    (held.path / "1.segment-of-another-kind").unlink()
+    assert again.release(remove=True)
+    assert not held.path.exists()
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
