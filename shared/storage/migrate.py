@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from alembic import command
@@ -28,6 +29,16 @@ LOCK_NAME = "silkrec.migrate"
 APPLIED, FLOOR = "schema_applied", "alembic_version"
 # A table of a hundred million events takes minutes to change; another process waits that long before it gives up.
 LOCK_WAIT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """`contracts`: what it takes away, and which release stopped using it: behind it the release before cannot be
+    started again. None: it only adds, or nobody of an earlier release was ever here."""
+
+    revision: str
+    does: str
+    contracts: str | None
 
 
 def pending(database: Database) -> bool:
@@ -52,10 +63,13 @@ def revision(database: Database) -> str | None:
         return _current(connection, APPLIED) or _current(connection, FLOOR)
 
 
-def contracting(database: Database) -> list[str]:
-    """Revisions still to be applied behind which the release before can not be started again."""
-    scripts = ScriptDirectory.from_config(_config())
-    return [one.revision for one in _missing(scripts, revision(database)) if _contracts(one)]
+def missing(database: Database) -> list[Migration]:
+    """Those still to be applied, oldest first; none to a schema that is newer. Raises as `pending` does."""
+    if not pending(database):
+        return []
+    now = revision(database)
+    found = _missing(ScriptDirectory.from_config(_config()), now)
+    return [Migration(one.revision, one.doc, None if now is None else _contracts(one)) for one in found]
 
 
 def upgrade(database: Database, to: str = "head") -> None:
@@ -97,8 +111,8 @@ def _missing(scripts: ScriptDirectory, now: str | None) -> list[Script]:
     return list(reversed(list(scripts.iterate_revisions("head", now or "base"))))
 
 
-def _contracts(script: Script) -> bool:
-    return bool(getattr(script.module, "contracts", None))
+def _contracts(script: Script) -> str | None:
+    return getattr(script.module, "contracts", None)
 
 
 def _context(connection: Connection, table: str) -> MigrationContext:

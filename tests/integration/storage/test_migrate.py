@@ -114,6 +114,19 @@ def test_a_migration_that_only_adds_leaves_the_floor_where_the_release_before_st
     assert not migrate.pending(empty)
 
 
+def test_what_is_missing_says_which_of_it_ends_the_way_back(empty: Database) -> None:
+    everything = [one.revision for one in reversed(SCRIPTS)]
+    assert [(one.revision, one.contracts) for one in migrate.missing(empty)] == [(name, None) for name in everything]
+    migrate.upgrade(empty, "0003")
+    found = migrate.missing(empty)
+    assert [one.revision for one in found] == everything[3:]
+    assert [one.revision for one in found if one.contracts is not None] == ["0004"]
+    assert "took_us" in str(found[0].contracts)
+    assert all(one.does for one in found)
+    migrate.upgrade(empty)
+    assert migrate.missing(empty) == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda one: one.revision)
 def test_a_migration_that_takes_away_says_so(script: Script) -> None:
     """Whatever the SQL of the release before could meet: what is gone, renamed, changed, or must be given."""

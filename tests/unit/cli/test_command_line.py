@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.cli.main import COMMANDS
+from shared.settings.roots import DatabaseSettings
+from shared.storage import migrate
+from shared.storage.database import Database
 
 
 def silkrec(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,3 +111,21 @@ def test_the_schema_is_reported_and_upgraded(tmp_path: Path) -> None:
     assert silkrec(tmp_path, "database", "upgrade").returncode == 0
     done = silkrec(tmp_path, "database", "status", "--json")
     assert (done.returncode, json.loads(done.stdout)["pending"]) == (0, False)
+
+
+def test_of_each_pending_migration_it_is_said_whether_it_ends_the_way_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'older.db'}"
+    database = Database(url, DatabaseSettings())
+    migrate.upgrade(database, "0003")
+    database.close()
+    done = silkrec(tmp_path, "database", "status", "--json", SILKREC_DATABASE__URL=url)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["pending"]) == (1, True)
+    ends = {one["revision"]: one["contracts"] for one in told["migrations"]}
+    assert "0003" not in ends
+    assert "took_us" in ends["0004"]
+    assert ends["0005"] is None
+    shown = silkrec(tmp_path, "database", "status", SILKREC_DATABASE__URL=url, COLUMNS="200")
+    rows = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("│")}
+    assert "ends here: experiment_unit_days" in rows["0004"]
+    assert "stays possible" in rows["0005"]
