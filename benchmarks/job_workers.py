@@ -23,7 +23,6 @@ import contextlib
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ import httpx
 
 from benchmarks.job_kills import put_users
 from benchmarks.peers.report import machine, table
-from benchmarks.replicas import MAIN, is_ok
+from benchmarks.replicas import Replica, started
 from services.recommender.jobs.desk import JobDesk, Seen
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.spec import read_body
@@ -46,25 +45,11 @@ from shared.settings.roots import DatabaseSettings
 from shared.storage.database import Database
 from tests.e2e.suite import Suite, declare, fill, train_and_promote
 from tests.nginx import nginx
-from tests.servers import Process, free_port, mariadb, redis_server
+from tests.servers import free_port, mariadb, redis_server
 
 ARMS = ("one", "two", "nginx")
 LOOK_S, JOB_LIMIT_S = 0.1, 900.0
 EVENTS_EACH, COUNT = 12, 10
-
-
-class Service(Process):
-    """`silkrec serve NAME` on `core`, or on any; answers on /health."""
-
-    def __init__(self, name: str, folder: Path, settings: dict[str, str], core: int | None = None) -> None:
-        self.state = folder
-        self.state.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        told = {"STATE_DIR": str(folder), f"{name.upper()}__PORT": str(self.port), **settings}
-        command = [] if core is None else ["taskset", "-c", str(core)]
-        command += ["env", *(f"SILKREC_{key}={value}" for key, value in told.items())]
-        command += [sys.executable, *MAIN, "serve", name]
-        super().__init__(command, folder / "log", lambda: is_ok(f"http://127.0.0.1:{self.port}/health"))
 
 
 @dataclass
@@ -99,16 +84,15 @@ def world(folder: Path, users: int) -> Iterator[World]:
             "JOBS__OUTPUT_DIR": str(outbox),
         }
         grpc = [free_port(), free_port()]
+        doors = [{**shared, "INFERENCE__GRPC_PORT": str(port)} for port in grpc]
         engines = [
-            Service("inference", folder / f"engine-{core}", {**shared, "INFERENCE__GRPC_PORT": str(grpc[core])}, core)
-            for core in range(2)
+            started(stack, Replica("inference", core, folder, told, core=core)) for core, told in enumerate(doors)
         ]
-        sockets = [f"unix:{engine.state / 'run' / 'inference.sock'}" for engine in engines]
-        online = {**shared, "RECOMMENDER__INFERENCE_TARGETS": ",".join(sockets)}
-        features, recommender = (Service(name, folder / name, online) for name in ("features", "recommender"))
-        for service in (*engines, features, recommender):
-            service.start()
-            stack.callback(service.stop)
+        targets = [engine.target for engine in engines]
+        online = {**shared, "RECOMMENDER__INFERENCE_TARGETS": ",".join(targets)}
+        features, recommender = (
+            started(stack, Replica(name, 0, folder, online)) for name in ("features", "recommender")
+        )
         front = stack.enter_context(
             nginx(
                 folder / "nginx",
@@ -132,7 +116,7 @@ def world(folder: Path, users: int) -> Iterator[World]:
         (inbox / "all.jsonl").write_text("".join(json.dumps({"user_id": name}) + "\n" for name in names))
         (inbox / "some.jsonl").write_text("".join(json.dumps({"user_id": name}) + "\n" for name in names[::20]))
         settings = load_settings(env={key: text for key, text in told.items() if key.startswith("SILKREC_")}).settings
-        yield World(folder, shared, sockets, front.grpc, JobDesk(database, settings), len(names), now)
+        yield World(folder, shared, targets, front.grpc, JobDesk(database, settings), len(names), now)
 
 
 @contextlib.contextmanager
@@ -141,9 +125,7 @@ def workers(world: World, arm: str) -> Iterator[None]:
         for core in range(1 if arm == "one" else 2):
             target = world.front if arm == "nginx" else world.engines[core]
             told = {**world.settings, "RECOMMENDER__INFERENCE_TARGETS": target}
-            service = Service("jobs", world.folder / f"jobs-{core}", told, core)
-            service.start()
-            stack.callback(service.stop)
+            started(stack, Replica("jobs", core, world.folder, told, core=core))
         yield
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -18,26 +19,36 @@ from tests.e2e.suite import Suite, declare, fill, train_and_promote
 from tests.nginx import Nginx, nginx
 from tests.servers import Process, free_port, mariadb, redis_server
 
+R = TypeVar("R", bound="Replica")
 MAIN = ("-c", "from services.cli.main import main; main()")
 
 
 class Replica(Process):
-    """One service with a state folder of its own. `main`: what Python runs; `serve <name>` is put behind it."""
+    """One service with a state folder of its own, on `core` or on any. `main`: what Python runs; `serve <name>` is put
+    behind it."""
 
     def __init__(
-        self, name: str, number: int, folder: Path, shared: dict[str, str], main: Sequence[str] = MAIN
+        self,
+        name: str,
+        number: int,
+        folder: Path,
+        shared: dict[str, str],
+        main: Sequence[str] = MAIN,
+        *,
+        core: int | None = None,
     ) -> None:
         self.name, self.number, self.port = name, number, free_port()
         self.state = folder / f"{name}-{number}"
-        self.state.mkdir(parents=True)
+        self.state.mkdir(parents=True, exist_ok=True)
         self.target = f"unix:{self.state / 'run' / 'inference.sock'}"
         told = {
+            "INFERENCE__GRPC_PORT": "-1",
             **shared,
             "STATE_DIR": str(self.state),
             f"{name.upper()}__PORT": str(self.port),
-            "INFERENCE__GRPC_PORT": "-1",
         }
-        command = ["env", *(f"SILKREC_{key}={value}" for key, value in told.items())]
+        command = [] if core is None else ["taskset", "-c", str(core)]
+        command += ["env", *(f"SILKREC_{key}={value}" for key, value in told.items())]
         command += [sys.executable, *main, "serve", name]
         super().__init__(command, self.state / "log", self._ready)
 
@@ -47,7 +58,7 @@ class Replica(Process):
 
     @property
     def pid(self) -> int:
-        """`env` becomes the service, so it has its pid."""
+        """`env` becomes the service, so it has its pid; `taskset` before it too."""
         assert self.process is not None
         return self.process.pid
 
@@ -102,12 +113,12 @@ def world(folder: Path, count: int = 2, main: Sequence[str] = MAIN) -> Iterator[
             "ARTIFACTS__URL": f"file://{folder / 'artifacts'}",
         }
 
-        def started(name: str, told: dict[str, str]) -> list[Replica]:
-            return [_started(stack, Replica(name, number, folder, told, main)) for number in range(count)]
+        def replicas(name: str, told: dict[str, str]) -> list[Replica]:
+            return [started(stack, Replica(name, number, folder, told, main)) for number in range(count)]
 
-        engines = started("inference", shared)
+        engines = replicas("inference", shared)
         targets = {**shared, "RECOMMENDER__INFERENCE_TARGETS": ",".join(engine.target for engine in engines)}
-        features, recommenders = started("features", targets), started("recommender", targets)
+        features, recommenders = replicas("features", targets), replicas("recommender", targets)
         front = stack.enter_context(
             nginx(
                 folder / "nginx",
@@ -129,9 +140,9 @@ def world(folder: Path, count: int = 2, main: Sequence[str] = MAIN) -> Iterator[
         yield World(recommenders, features, engines, front, stores)
 
 
-def _started(stack: contextlib.ExitStack, replica: Replica) -> Replica:
+def started(stack: contextlib.ExitStack, replica: R) -> R:
+    """Alive, maybe not ready: an engine waits for a model, a recommender for a release. A restart waits for /ready."""
     ready = replica.answers
-    # An engine without a model and a recommender without a release are alive, not ready.
     replica.answers = lambda: is_ok(f"{replica.url}/health")
     replica.start()
     replica.answers = ready

@@ -1,11 +1,14 @@
-"""What API, command line and schedules do with jobs: checked, then one transaction. Blocking."""
+"""What API, dashboard, command line and schedules do with jobs: checked, then one transaction. Blocking, but for
+`at_desk`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy.exc import IntegrityError
+from starlette.requests import Request
 
 from services.recommender.jobs.spec import JobBody, check
 from services.recommender.jobs.store import jobs as job_rows
@@ -17,6 +20,8 @@ from shared.errors import Conflict
 from shared.observability.context import RequestContext
 from shared.settings.roots import Settings
 from shared.storage.database import Database
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +89,9 @@ class JobDesk:
         with self.database.read() as connection:
             counted = progress.of(connection, found)
         return {job.job_id: Seen(job, counted[job.job_id]) for job in found}
+
+
+async def at_desk(request: Request, work: Callable[[JobDesk], T]) -> T:
+    """For a handler: in the database's threads."""
+    desk: JobDesk = request.state.jobs
+    return await desk.database.run(work, desk)

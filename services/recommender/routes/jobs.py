@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from services.recommender.jobs.desk import JobDesk
+from services.recommender.jobs.desk import JobDesk, at_desk
 from services.recommender.jobs.shown import as_shown
 from services.recommender.jobs.spec import KINDS, JobBody
 from services.recommender.jobs.store.jobs import JobState
@@ -111,7 +111,7 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Any:
     after = None if cursor is None else _after(cursor)
-    found = await _run(request, lambda desk: desk.page(limit=limit, state=state, after=after))
+    found = await at_desk(request, lambda desk: desk.page(limit=limit, state=state, after=after))
     last = found[-1].job if len(found) == limit else None
     next_cursor = None if last is None else f"{last.created_at_us}.{last.job_id}"
     return {"items": [as_shown(one) for one in found], "next_cursor": next_cursor}
@@ -119,7 +119,7 @@ async def list_jobs(
 
 @router.get("/{job_id}", summary="How far it is", response_model=JobDetail)
 async def get_job(job_id: JobId, request: Request, _principal: Admin) -> Any:
-    return as_shown(await _run(request, lambda desk: desk.get(job_id)), detail=True)
+    return as_shown(await at_desk(request, lambda desk: desk.get(job_id)), detail=True)
 
 
 @router.post("/{job_id}:cancel", summary="Stop it for good", response_model=JobAnswer)
@@ -136,15 +136,9 @@ def _after(cursor: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-async def _run(request: Request, work: Callable[[JobDesk], T]) -> T:
-    """In the database's threads."""
-    desk: JobDesk = request.state.jobs
-    return await desk.database.run(work, desk)
-
-
 async def _changed(request: Request, work: Callable[[JobDesk], T]) -> T:
     """A caller that hangs up must not leave it open whether the job was accepted: it is."""
-    return await asyncio.shield(_run(request, work))
+    return await asyncio.shield(at_desk(request, work))
 
 
 def _actor(principal: Principal) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -11,11 +11,10 @@ from fastapi.responses import RedirectResponse
 from services.recommender.experiments.dashboard.downloads import answer
 from services.recommender.experiments.dashboard.formats import Formats
 from services.recommender.experiments.dashboard.guard import editor, form_of, viewer
-from services.recommender.jobs.desk import JobDesk, Seen
+from services.recommender.jobs.desk import JobDesk, Seen, at_desk
 from services.recommender.jobs.shown import as_shown
 from services.recommender.jobs.store.jobs import JobState
 
-T = TypeVar("T")
 SHOWN = 50
 _COLUMNS = ("job_id", "type", "state", "done", "total", "failed", "rate", "eta_s", "started_at", "finished_at", "actor")
 _KINDS = {
@@ -38,13 +37,13 @@ def add_to(pages: APIRouter) -> None:
 
 async def jobs(request: Request) -> Response:
     visit = viewer(request)
-    rows = [_row(seen, visit.f) for seen in await _run(request, _newest)]
+    rows = [_row(seen, visit.f) for seen in await at_desk(request, _newest)]
     return visit.page("jobs.html", {"rows": rows, "most": SHOWN}, section="jobs")
 
 
 async def job(request: Request, job_id: str) -> Response:
     visit = viewer(request)
-    seen = await _run(request, lambda desk: desk.get(job_id))
+    seen = await at_desk(request, lambda desk: desk.get(job_id))
     shown = as_shown(seen, detail=True)
     context = {
         "row": _row(seen, visit.f),
@@ -60,13 +59,13 @@ async def job(request: Request, job_id: str) -> Response:
 
 async def download(request: Request, kind: str) -> Response:
     visit = viewer(request)
-    found = [as_shown(seen) for seen in await _run(request, _newest)]
+    found = [as_shown(seen) for seen in await at_desk(request, _newest)]
     return visit.finish(answer(kind, "jobs", found, _COLUMNS, [{**one, **one["progress"]} for one in found]))
 
 
 async def confirm(request: Request, job_id: str) -> Response:
     visit = editor(request)
-    seen = await _run(request, lambda desk: desk.get(job_id))
+    seen = await at_desk(request, lambda desk: desk.get(job_id))
     return visit.page("job_cancel.html", {"row": _row(seen, visit.f)}, section="jobs")
 
 
@@ -74,7 +73,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     """303 to the job. Raises Conflict for one that has ended."""
     visit = editor(request)
     await form_of(visit)
-    await _run(request, lambda desk: desk.cancel(job_id))
+    await at_desk(request, lambda desk: desk.cancel(job_id))
     return visit.finish(RedirectResponse(_url(job_id), 303))
 
 
@@ -117,9 +116,3 @@ def _newest(desk: JobDesk) -> list[Seen]:
 
 def _url(job_id: str) -> str:
     return f"/dashboard/jobs/{job_id}"
-
-
-async def _run(request: Request, work: Callable[[JobDesk], T]) -> T:
-    """In the database's threads."""
-    desk: JobDesk = request.state.jobs
-    return await desk.database.run(work, desk)
