@@ -28,14 +28,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 from sqlalchemy import func, select
 
-from benchmarks.replicas import Replica, fill_behind, is_ok, servers
+from benchmarks.peers.report import machine, table
+from benchmarks.replicas import Replica, fill_behind, servers, started
 from benchmarks.rolling_restart import REPLICAS, TIMEOUT_S, Step, ask
 from services.cli.tune.open_loop import poisson
 from shared.settings.roots import DatabaseSettings
@@ -126,16 +126,7 @@ class World:
             fill_behind(folder, self.front, told_cli)
 
     def _started(self, name: str, folder: Path, told: dict[str, str], stack: contextlib.ExitStack) -> list[Unit]:
-        found = []
-        for number in range(REPLICAS):
-            unit = Unit(name, number, folder, told, self.old)
-            ready = unit.answers
-            unit.answers = partial(is_ok, f"{unit.url}/health")
-            unit.start()
-            unit.answers = ready
-            stack.callback(unit.stop)
-            found.append(unit)
-        return found
+        return [started(stack, Unit(name, number, folder, told, self.old)) for number in range(REPLICAS)]
 
     def migrate(self) -> None:
         """By N's own command."""
@@ -192,12 +183,12 @@ async def phases(world: World, rate: float) -> dict[str, Any]:
     running = asyncio.create_task(load(world.front.url, rate, now))
 
     async def during(name: str, work: Any) -> None:
+        print(name, flush=True)
         now.update(reads=Step(name), writes=Step(name))
         reads, writes = now["reads"], now["writes"]
         await work
         await asyncio.sleep(SETTLE_S)
         rows.append({**reads.row(), "writes": writes.sent, "writes_failed": writes.failed})
-        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
 
     async def move(direction: str, tree: Path, names: Sequence[tuple[str, int]]) -> None:
         for name in names:
@@ -256,7 +247,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "users_not_once": sum(abs(one["asked"] - one["users"]) + one["rows"] - one["users"] for one in ended),
         "jobs_succeeded": sum(one["state"] == "succeeded" for one in ended),
     }
-    return {"previous": options.revision, "rate": options.rate, "measured": measured, **found}
+    about = {"machine": machine(), "workload": {"previous": options.revision, "rate": options.rate}}
+    return {**about, "measured": measured, **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -266,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options)
-    print(json.dumps(result["measured"]))
+    table("phases", result["rows"])
+    table("jobs", result["jobs"])
+    table("upgrade", [result["measured"]])
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
