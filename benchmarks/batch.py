@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.report import machine, table
+from benchmarks.report import machine, save, table
 from services.cli.demo import suite
 from services.cli.demo.command import FOLDER, State
 from services.cli.demo.suite import Place
@@ -149,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from typing import Any
 
 from benchmarks.peers import environment
 from benchmarks.peers.compute import compute
-from benchmarks.peers.report import machine, table
 from benchmarks.peers.search import FULL, QUICK, Search, find
 from benchmarks.peers.servers import PEERS, Server, Settings, server
 from benchmarks.peers.solo import solo
@@ -60,6 +59,7 @@ from benchmarks.peers.workload import (
     ROWS_SPREAD,
     WORKLOADS,
 )
+from benchmarks.report import machine, save, table
 from shared.contracts.manifest import ModelManifest
 from shared.storage.artifacts import ArtifactStore
 from tests.inference_models import publish
@@ -219,8 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from sqlalchemy import func, select
 
+from benchmarks.report import machine, save
 from services.features.bulk.job import EVENTS_A_BATCH, Wanted, run_import
 from shared.settings.load import load_settings
 from shared.settings.roots import Settings
@@ -132,12 +131,11 @@ def run(count: int, databases: Sequence[str], repeats: int, batch_rows: int) -> 
     leading = next(row for row in rows if row["database"] == databases[0] and row["format"] == "csv")
     measured = {"events_per_s": leading["events_per_s"]}
     measured |= {f"events_per_s_{row['database']}_{row['format']}": row["events_per_s"] for row in rows}
-    cpu = platform.processor() or platform.machine()
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+    about = machine()
     workload = {
         "events": count, "users": USERS, "items": ITEMS, "batch_rows": batch_rows or EVENTS_A_BATCH, "repeats": repeats,
     }  # fmt: skip
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,8 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options.events, options.databases.split(","), options.repeats, options.batch_rows)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ assignment   µs a call of `enrolment`'s hash and choice, for an id never seen b
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 
 from benchmarks.experiments_simulation import measure as measure_errors
 from benchmarks.experiments_time import measure as measure_time
+from benchmarks.report import machine, save
 from services.recommender.experiments.assignment import bucket_ranges, choose_variant, hash_unit
 
 
@@ -50,10 +48,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.only in (None, "time"):
         found, numbers = measure_time(options.users, options.days, options.buffer_pool_mb)
         rows, measured = rows + found, measured | numbers
-    cpu = platform.processor() or platform.machine()
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+    about = machine()
     workload = {"runs": options.runs, "users": options.users, "events": options.users * 10, "days": options.days}
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

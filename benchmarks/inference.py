@@ -18,9 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -29,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import machine, save
 from services.cli.tune.open_loop import Asked, Shape, Tally, load, poisson, requests
 from services.inference.client import GrpcInferenceClient
 from services.inference.model.config import ModelConfig
@@ -119,9 +117,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         }
         stack.enter_context(burning(options.busy))
         rows = asyncio.run(compare(targets, options))
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "busy": options.busy}
+    about = {**machine(), "busy": options.busy}
     workload = {"candidates": options.candidates, "history_rows": ROWS, "deadline_ms": DEADLINE_S * 1e3}
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": _measured(rows)}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": _measured(rows)}
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -146,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

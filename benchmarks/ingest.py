@@ -14,7 +14,6 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import func, select
 
+from benchmarks.report import machine, save
 from shared.settings.roots import DatabaseSettings
 from shared.storage.database import Database
 from shared.storage.tables import events as event_table
@@ -213,10 +213,9 @@ def run(events: int, databases: Sequence[str]) -> dict[str, Any]:
     first = databases[0]
     measured = {"events_per_s": next(row["events_per_s"] for row in rows if row["database"] == first)}
     measured |= {f"events_per_s_{row['database']}_{row['batch']}": row["events_per_s"] for row in rows}
-    cpu = platform.processor() or platform.machine()
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+    about = machine()
     workload = {"users": USERS, "items": ITEMS, "connections": CONNECTIONS, "loop": "closed", "events": events}
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -226,8 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options.events, options.databases.split(","))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

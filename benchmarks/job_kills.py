@@ -37,7 +37,7 @@ import psutil
 from kombu import Queue
 from sqlalchemy import Connection, insert
 
-from benchmarks.peers.report import machine, table
+from benchmarks.report import machine, save, table
 from services.recommender.jobs.broker import QUEUE, make_app
 from services.recommender.jobs.desk import JobDesk, Seen
 from services.recommender.jobs.outputs import parquet
@@ -302,8 +302,7 @@ def main() -> None:
         result = run(options, Path(folder))
     table("kills", result["rows"])
     table("job", [result["measured"]])
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from typing import Any
 import httpx
 
 from benchmarks.job_kills import put_users
-from benchmarks.peers.report import machine, table
 from benchmarks.replicas import Replica, started
+from benchmarks.report import machine, save, table
 from services.recommender.jobs.desk import JobDesk, Seen
 from services.recommender.jobs.outputs import parquet
 from services.recommender.jobs.spec import read_body
@@ -181,8 +181,7 @@ def main() -> None:
         result = run(options, Path(folder))
     table("jobs", result["rows"])
     table("workers", [result["measured"]])
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

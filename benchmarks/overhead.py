@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.overhead_switch import AS_IT_IS, NO_HOOKS, NO_METRICS, SOCKET
-from benchmarks.peers.report import machine, table
 from benchmarks.replicas import Replica, cpu_s, world
+from benchmarks.report import machine, save, table
 from tests.e2e.suite import USERS
 
 CONTROL = "as it is, again"
@@ -179,8 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from typing import Any
 
 from benchmarks.peers.clients import SilkrecAsker
 from benchmarks.peers.load import Length, Trial
-from benchmarks.peers.report import machine, table
 from benchmarks.peers.search import once
 from benchmarks.peers.servers import Server, server
 from benchmarks.peers.workload import CANDIDATES, DEADLINE_S, ROWS_MEAN, ROWS_SPREAD
+from benchmarks.report import machine, save, table
 from shared.contracts.inference import RankRequest
 from shared.errors import SilkrecError
 
@@ -152,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

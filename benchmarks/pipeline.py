@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report import machine, save
 from services.recommender.catalogue import Catalogue, CatalogueRow
 from services.recommender.domain import Promotion, Query, UserFeatures
 from services.recommender.filters import compile_filter
@@ -207,9 +205,9 @@ def run(seconds: float) -> dict[str, Any]:
             key = name.replace(", ", "_")
             measured[f"pipeline_{candidates}_{key}_p50_ms"] = p50
             measured[f"pipeline_{candidates}_{key}_p95_ms"] = p95
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
+    about = {**machine(), "numpy": np.__version__}
     workload = {"items": ITEMS, "history": HISTORY, "count": 40, "heads": len(HEADS), "concurrency": 1}
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -218,8 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options.seconds)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

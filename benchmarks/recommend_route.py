@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +26,7 @@ import numpy as np
 import orjson
 import redis
 
+from benchmarks.report import machine, save
 from services.features.online import keys
 from services.recommender.app import build
 from services.recommender.retrieval.index import ITEM_FILE, ROWS_FILE, USER_FILE, VECTORS_FILE
@@ -296,8 +294,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for row in rows
         for name in ("p50_ms", "p99_ms", "cpu_ms", "requests_per_s")
     }
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
-    return {"machine": machine, "workload": {"history": HISTORY, "users": USERS}, "rows": rows, "measured": measured}
+    about = {**machine(), "numpy": np.__version__}
+    return {"machine": about, "workload": {"history": HISTORY, "users": USERS}, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -308,8 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     result = run(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

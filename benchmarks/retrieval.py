@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from benchmarks.report import machine, save
 from services.recommender.retrieval.build import RECALL_GOAL, build_space, publish
 from services.recommender.retrieval.choose import FLAT, kind_for
 from services.recommender.retrieval.index import ITEM_FILE, USER_FILE, RetrievalIndex
@@ -173,16 +173,10 @@ def main() -> None:
         rows += here
         for name in ("recall_at_100", "user_p50_ms", "user_p99_ms", "items_p50_ms", "items_p99_ms"):
             measured[f"{name}_{size}"] = getattr(best, name)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "faiss": faiss.__version__}
+    about = {**machine(), "faiss": faiss.__version__}
     workload = {"dim": DIM, "seeds": SEEDS, "k": K, "queries": QUERIES, "recall_goal": RECALL_GOAL}
-    if chosen.json:
-        content = {
-            "machine": machine,
-            "workload": workload,
-            "rows": [asdict(one) for one in rows],
-            "measured": measured,
-        }
-        chosen.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    found = {"machine": about, "workload": workload, "rows": [asdict(one) for one in rows], "measured": measured}
+    save(found, chosen.json)
 
 
 if __name__ == "__main__":

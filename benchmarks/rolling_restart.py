@@ -21,7 +21,6 @@ import contextlib
 import gc
 import json
 import os
-import platform
 import random
 import signal
 import tempfile
@@ -36,6 +35,7 @@ import httpx
 import numpy as np
 
 from benchmarks.replicas import World, cpu_s, world
+from benchmarks.report import machine, save
 from services.cli.tune.open_loop import poisson
 from tests.e2e.suite import USERS
 
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             measured |= {f"{key}{end}": value for key, value in _measured(steps).items()}
             measured[f"cpu_ms{end}"] = cpu
     return {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
         "workload": {
             "rates": options.rates,
             "rounds": options.rounds,
@@ -212,8 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

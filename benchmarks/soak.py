@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.peers.report import machine, table
+from benchmarks.report import machine, save, table
 from services.inference.engine.engine import Engine, EngineOptions
 from services.inference.engine.request import InferAnswer, InferRequest, Part
 from services.inference.engine.runner import ServingModel
@@ -227,8 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     result = run(options)
     print(json.dumps(result["measured"], indent=2))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

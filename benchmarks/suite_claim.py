@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import platform
 import random
 import subprocess
 from collections.abc import Callable, Sequence
@@ -31,6 +28,7 @@ from benchmarks.claim import people as people_of
 from benchmarks.claim.page import COLUMNS, cells, page
 from benchmarks.claim.people import People
 from benchmarks.claim.ways import COUNT, Front
+from benchmarks.report import machine, save
 from services.cli.demo import suite
 from services.cli.demo.command import FOLDER, State
 from services.cli.demo.load import DEADLINE_MS
@@ -123,9 +121,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     trained = State.read(place.folder).training or {}
     for name in ("hr_at_10", "popular_hr_at_10"):  # of real ratings held out, where no click model has a say
         measured[f"held_out_{name}"] = trained.get("metrics", {}).get(name)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    about = machine()
     workload = {"users": len(users), "seed": options.seed, **people.model.parameters}
-    return {"machine": machine, "workload": workload, "rows": rows, "measured": measured}
+    return {"machine": about, "workload": workload, "rows": rows, "measured": measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in result["rows"]:
         table.add_row(*cells(row))
     console.print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    save(result, options.json)
     if options.html is not None:
         options.html.write_text(page(result), "utf-8")
 

@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import os
 import random
 import signal
@@ -34,8 +33,8 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from benchmarks.peers.report import machine, table
 from benchmarks.replicas import Replica, fill_behind, servers, started
+from benchmarks.report import machine, save, table
 from benchmarks.rolling_restart import REPLICAS, TIMEOUT_S, Step, ask
 from services.cli.tune.open_loop import poisson
 from shared.settings.roots import DatabaseSettings
@@ -261,8 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table("phases", result["rows"])
     table("jobs", result["jobs"])
     table("upgrade", [result["measured"]])
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Lines for the terminal and the machine for the JSON."""
+"""What every benchmark tells: its tables, the machine it ran on, and the file that keeps its result."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,9 @@ def table(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         found.add_row(*(str(row.get(name, "")) for name in rows[0]))
     Console(width=160).print(found)
+
+
+def save(result: Mapping[str, Any], path: Path | None) -> None:
+    """The result as JSON, where `--json` names a file."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
