@@ -105,7 +105,7 @@ class Executor:
 
     def is_full(self, seconds: float) -> bool:
         """See `Scheduler.is_full`; counted as a request that was turned away."""
-        if not self._scheduler.is_full(seconds):
+        if not self._scheduler.is_full(self._clock(), seconds):
             return False
         self.counters.outcomes["overloaded"] += 1
         return True

@@ -19,22 +19,27 @@ CALL_S, ROW_S, CANDIDATE_S = 1e-3, 1e-5, 1e-5
 
 @dataclass
 class LinearCost:
-    """1 ms a call, 10 us a row and a candidate."""
+    """1 ms a call, 10 us a row and a candidate. `margin`: by how much a bound is above what is expected."""
+
+    margin: float = 1.0
 
     def predict(self, load: Load) -> float:
+        return self.mean(load) * self.margin
+
+    def mean(self, load: Load) -> float:
         return 0.0 if load.requests == 0 else CALL_S + load.rows * ROW_S + load.candidates * CANDIDATE_S
 
     def candidates_within(self, load: Load, rows: int, candidates: int, budget_s: float, cached: int = 0) -> int:
         base = self.predict(load.plus(rows, 0, cached))
-        return max(0, min(candidates, int((budget_s - base) / CANDIDATE_S)))
+        return max(0, min(candidates, int((budget_s - base) / (CANDIDATE_S * self.margin))))
 
 
 @dataclass
 class ScaledCost(LinearCost):
     factor: float = 1.0
 
-    def predict(self, load: Load) -> float:
-        return self.factor * super().predict(load)
+    def mean(self, load: Load) -> float:
+        return self.factor * super().mean(load)
 
 
 @dataclass(eq=False)
@@ -230,11 +235,29 @@ def test_the_door_goes_by_how_long_waits_have_really_taken(real_over_predicted: 
     assert inside == room
 
 
+def test_the_door_goes_by_what_waits_are_expected_to_take_and_not_by_their_bound() -> None:
+    cautious = Model(LinearCost(margin=3.0))
+    scheduler = scheduler_with(*(ticket(0.04, candidates=200, lane=cautious) for _ in range(8)))
+    scheduler.submit(ticket(0.04, candidates=200, lane=cautious))
+    assert len(scheduler) == 9, "19 ms are expected, and 57 are the bound"
+
+
+def test_the_batch_that_runs_counts_for_whoever_comes_behind_it() -> None:
+    scheduler = scheduler_with(*(ticket(1.0, candidates=200) for _ in range(8)))
+    assert len(scheduler.next(0.0).batch) == 8
+    for _ in range(8):
+        scheduler.submit(ticket(1.0, candidates=200, at=0.002))
+    with pytest.raises(Overloaded):
+        scheduler.submit(ticket(0.032, candidates=0, at=0.002))  # 15 ms are left of the 17, and 17 wait
+    assert scheduler.is_full(0.002, 0.03)
+    assert not scheduler.is_full(0.017, 0.03), "by then it is done"
+
+
 def test_behind_a_few_long_requests_nobody_is_turned_away() -> None:
     scheduler = scheduler_with(*(ticket(1.0, candidates=1000) for _ in range(7)))
     scheduler.submit(ticket(0.02, candidates=0))
     assert len(scheduler) == 8
-    assert not scheduler.is_full(0.02)
+    assert not scheduler.is_full(0.0, 0.02)
 
 
 def test_an_urgent_request_is_not_turned_away_for_those_that_it_goes_before() -> None:
@@ -245,11 +268,11 @@ def test_an_urgent_request_is_not_turned_away_for_those_that_it_goes_before() ->
 
 def test_the_door_is_seen_full_until_a_batch_made_room() -> None:
     scheduler = scheduler_with(*(ticket(1.0, candidates=1000) for _ in range(9)))
-    assert scheduler.is_full(0.02)
-    assert not scheduler.is_full(1.0)
+    assert scheduler.is_full(0.0, 0.02)
+    assert not scheduler.is_full(0.0, 1.0)
     while len(scheduler) >= 8:
         scheduler.next(0.0)
-    assert not scheduler.is_full(0.02)
+    assert not scheduler.is_full(0.0, 0.02)
 
 
 def test_a_batch_ends_before_it_becomes_longer_than_its_bound() -> None:
