@@ -304,16 +304,24 @@ class Scheduler:
         """Requests that wait in this class and more urgent ones."""
         return sum(load.requests for (waiting, _), (_, load) in self._waiting.items() if waiting <= priority)
 
-    def _backlog_s(self, priority: int | None = None, newcomer: Ticket | None = None) -> float:
-        """Expected time of all that waits in this class and more urgent ones (None: in all), and of the newcomer."""
+    def _backlog_s(self, priority: int, newcomer: Ticket | None = None) -> float:
+        """Expected time of all that waits in this class and more urgent ones, and of the newcomer."""
+        return sum(lane.cost.mean(load) for lane, load in self._loads(priority, newcomer))
+
+    def _bound_s(self, priority: int) -> float:
+        """The same, were it to hold for certain."""
+        return sum(lane.cost.predict(load) for lane, load in self._loads(priority))
+
+    def _loads(self, priority: int, newcomer: Ticket | None = None) -> Iterable[tuple[Lane, Load]]:
+        """By model."""
         loads: dict[int, tuple[Lane, Load]] = {}
         for (waiting, lane_id), (lane, load) in self._waiting.items():
-            if priority is None or waiting <= priority:
+            if waiting <= priority:
                 loads[lane_id] = lane, loads.get(lane_id, (lane, Load()))[1] + load
         if newcomer is not None:
             _, load = loads.get(id(newcomer.lane), (newcomer.lane, Load()))
             loads[id(newcomer.lane)] = newcomer.lane, _joined(load, newcomer, newcomer.candidates)
-        return sum(lane.cost.mean(load) for lane, load in loads.values())
+        return loads.values()
 
     def _worth_waiting_until(self, now: float) -> float | None:
         """None: go now. Waiting pays only while others are expected within the delay and nobody is made late."""
@@ -322,12 +330,11 @@ class Scheduler:
         online = self._ahead(0)
         if not policy.enabled or self._gap_s > policy.max_queue_delay_s or not 0 < online < enough:
             return None
-        seconds = self._backlog_s(0)
-        if seconds >= policy.max_batch_s:
+        if self._backlog_s(0) >= policy.max_batch_s:
             return None
         mine = self._queue[:online]
         oldest = min(ticket.arrived for ticket in mine)
-        latest_start = min(ticket.deadline for ticket in mine) - seconds
+        latest_start = min(ticket.deadline for ticket in mine) - self._bound_s(0)
         until = min(oldest + policy.max_queue_delay_s, latest_start)
         return until if until > now else None
 

@@ -341,9 +341,11 @@ def test_after_a_busy_time_the_first_request_behind_a_silence_does_not_wait() ->
     assert len(scheduler.next(1.0).batch) == 1
 
 
-def test_waiting_for_company_never_makes_a_request_late() -> None:
+@pytest.mark.parametrize(("margin", "deadline"), [(1.0, 0.0045), (1.25, 0.0055)])
+def test_waiting_for_company_never_makes_a_request_late(margin: float, deadline: float) -> None:
     scheduler = busy()
-    scheduler.submit(ticket(0.0045, candidates=300, at=0.0))  # 4 ms of work
+    lane = Model(LinearCost(margin))
+    scheduler.submit(ticket(deadline, candidates=300, at=0.0, lane=lane))  # 4 ms of work, or 5
     plan = scheduler.next(0.0)
     assert plan.wake_at == pytest.approx(0.0005)
     assert len(scheduler.next(0.0005).batch) == 1
@@ -351,7 +353,7 @@ def test_waiting_for_company_never_makes_a_request_late() -> None:
 
 @st.composite
 def crowds(draw: st.DrawFn) -> list[Ticket]:
-    lanes = [MODEL, Model()]
+    lanes = [MODEL, Model(LinearCost(margin=1.3))]
     count = draw(st.integers(1, 40))
     return [
         ticket(
