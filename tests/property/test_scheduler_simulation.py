@@ -43,6 +43,9 @@ class Guess:
     factor: float = 1.0
 
     def predict(self, load: Load) -> float:
+        return self.mean(load)
+
+    def mean(self, load: Load) -> float:
         world = self.world
         exact = world.call_s + load.rows * world.row_s + load.candidates * world.candidate_s
         return 0.0 if load.requests == 0 else exact * self.factor
