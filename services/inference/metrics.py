@@ -67,13 +67,15 @@ class EngineMetrics:
         self._queue = metrics.gauge("queue_requests", "Requests that wait for the device")
         self._alive = metrics.gauge("engine_alive", "1 while the device's thread runs")
         self._batch_size = metrics.histogram("batch_requests", "Requests of a batch", buckets=BATCH_SIZES)
-        self._queue_s = metrics.histogram("queue_duration_seconds", "Wait for the device", buckets=SECONDS)
+        self._queue_s = metrics.histogram(
+            "queue_duration_seconds", "Wait for the device, online requests", buckets=SECONDS
+        )
         self._batch_s = metrics.histogram("batch_duration_seconds", "Time of a batch on the device", buckets=SECONDS)
         self._batch_rows = metrics.histogram(
             "batch_rows", "History rows computed and candidates of a batch", buckets=BATCH_ROWS
         )
         self._slack_s = metrics.histogram(
-            "dispatch_slack_seconds", "Left of a request's deadline when its batch began", buckets=SECONDS
+            "dispatch_slack_seconds", "Left of an online request's deadline when its batch began", buckets=SECONDS
         )
         self._ratio = metrics.histogram("batch_predicted_ratio", "Actual over expected time of a batch", buckets=RATIOS)
         self._error = metrics.gauge("prediction_error_ratio", "Median relative error of predicted batch times")

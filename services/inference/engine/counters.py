@@ -60,8 +60,9 @@ class EngineCounters:
     batch_rows: Histogram = field(default_factory=lambda: Histogram(BATCH_ROWS))
     """History rows computed and candidates, a batch."""
     queue_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """Of online requests. Lower classes wait for what these leave, which says nothing of the engine."""
     slack_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
-    """What was left of a request's deadline when its batch began."""
+    """What was left of an online request's deadline when its batch began."""
     batch_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     predicted_ratio: Histogram = field(default_factory=lambda: Histogram(RATIOS))
     """Actual over expected time of a batch."""

@@ -325,8 +325,9 @@ class Executor:
         counters.batch_s.add(seconds)
         for placed, result in zip(plan.batch, results, strict=True):
             ticket = placed.ticket
-            counters.queue_s.add(begin - ticket.arrived)
-            counters.slack_s.add(ticket.deadline - begin)
+            if ticket.priority == 0:  # a job's waits would scale a cluster out and wake people
+                counters.queue_s.add(begin - ticket.arrived)
+                counters.slack_s.add(ticket.deadline - begin)
             if isinstance(result, SilkrecError):
                 counters.outcomes["error"] += 1
                 continue
