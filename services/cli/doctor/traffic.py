@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from services.cli.doctor.finding import Finding, Verdict, judged
@@ -106,14 +107,20 @@ def inference(figures: Figures, settings: Settings, where: str) -> Iterator[Find
         yield judged(
             "engine", refused / asked, f"{shares}, {when}", mend, warn=REFUSED, fail=MOSTLY_REFUSED, where=where
         )
-        batch_ms = current.quantile(f"{INF}_batch_duration_seconds", 0.99) * 1000
-        wait_ms = current.quantile(f"{INF}_queue_duration_seconds", 0.99) * 1000
-        spare = settings.recommender.deadline_ms - settings.recommender.reserve_ms
-        found = f"p99 of a batch below {batch_ms:.0f} ms, of the wait below {wait_ms:.0f} ms, of {spare:g} ms, {when}"
-        mend = "a smaller inference.dynamic_batching.max_batch_ms, or `silkrec tune batch`"
-        # Both ends at once are rare, so one trip that fills the deadline by them is the first sign.
-        yield judged("engine pace", batch_ms + wait_ms, found, mend, warn=spare, fail=2 * spare, where=where)
+        yield from _engine_pace(current, when, settings, where)
     yield from _engine_health(figures, settings, where)
+
+
+def _engine_pace(current: Figures, when: str, settings: Settings, where: str) -> Iterator[Finding]:
+    batch_ms = current.quantile(f"{INF}_batch_duration_seconds", 0.99) * 1000
+    wait_ms = current.quantile(f"{INF}_queue_duration_seconds", 0.99) * 1000
+    if math.isnan(wait_ms):
+        return  # jobs alone, and nobody waits for those
+    spare = settings.recommender.deadline_ms - settings.recommender.reserve_ms
+    found = f"p99 of a batch below {batch_ms:.0f} ms, of the wait below {wait_ms:.0f} ms, of {spare:g} ms, {when}"
+    mend = "a smaller inference.dynamic_batching.max_batch_ms, or `silkrec tune batch`"
+    # Both ends at once are rare, so one trip that fills the deadline by them is the first sign.
+    yield judged("engine pace", batch_ms + wait_ms, found, mend, warn=spare, fail=2 * spare, where=where)
 
 
 def _engine_health(figures: Figures, settings: Settings, where: str) -> Iterator[Finding]:

@@ -141,6 +141,8 @@ def test_refusals_and_the_pace_of_the_engine_are_held_against_the_deadline() -> 
     assert well == {"engine": "ok", "engine pace": "ok"}
     sick = verdicts(traffic.inference(Figures(samples(engine(100, 100, "0.25"))), Settings(), HERE))
     assert sick == {"engine": "fail", "engine pace": "fail", "batch size": "warn"}
+    jobs_alone = engine(100, 0, "0.25").replace("_queue_duration_seconds", "_something_else")
+    assert verdicts(traffic.inference(Figures(samples(jobs_alone)), Settings(), HERE)) == {"engine": "ok"}
 
 
 def test_a_job_that_makes_no_progress_is_said() -> None:
