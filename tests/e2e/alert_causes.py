@@ -107,7 +107,9 @@ def _half_an_experiment(world: World) -> Iterator[None]:
     with httpx.Client(base_url=recommender, timeout=20, trust_env=False) as client:
 
         def met(user: str) -> bool:
-            return bool(client.post("/v1/recommend", json={"user_id": user}).json()["experiments"])
+            answer = client.post("/v1/recommend", json={"user_id": user})
+            assert answer.status_code in (200, 503), answer.text  # 503: nothing was read yet
+            return answer.is_success and bool(answer.json()["experiments"])
 
         until(lambda: met("first"), "the experiment is known")
         assert all(met(user) for user in STRANGERS)
