@@ -246,7 +246,7 @@ class Scheduler:
         return Plan(tuple(batch), tuple(refused), load, now if self._queue else None)
 
     def _longest_s(self, now: float) -> float:
-        """Of the next batch, as predicted."""
+        """Of the next batch, as expected."""
         policy = self.policy
         if self._queue[0].priority == 0:
             return max(policy.max_batch_s, _BATCH_SHARE * self._backlog_s(0))
@@ -373,10 +373,10 @@ class Scheduler:
     def _share(self, ticket: Ticket, load: Load, budget_s: float, start: float, longest_s: float) -> int | None:
         """How many candidates of the ticket join the batch; -1: it cannot be served at all; None: it goes later."""
         cost = ticket.lane.cost
-        together = cost.predict(_joined(load, ticket, ticket.candidates))
-        if load.requests and cost.mean(_joined(load, ticket, ticket.candidates)) > longest_s:
+        together = _joined(load, ticket, ticket.candidates)
+        if load.requests and cost.mean(together) > longest_s:
             return None
-        if together <= budget_s:
+        if cost.predict(together) <= budget_s:
             return ticket.candidates
         now_count = self._trimmed(ticket, load, budget_s)
         if not load.requests:
